@@ -1,0 +1,183 @@
+//! The configuration of one host: `meshd.toml`, `private.key` and `peers/NAME.toml`, checked.
+//!
+//! A [`Config`] can only be had through [`parse`], so whoever holds one need not check it again.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::key::{PresharedKey, PrivateKey, PublicKey};
+
+/// One host's whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What `meshd.toml` says.
+    pub host: Host,
+    /// From `private.key`.
+    pub private_key: PrivateKey,
+    /// From `peers/`, by name.
+    pub peers: Vec<Peer>,
+}
+
+/// `meshd.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// This host's name in the mesh.
+    pub name: String,
+    /// The tunnel's interface.
+    pub interface: String,
+    /// This host's addresses inside the mesh, each with the prefix of the mesh network.
+    pub addresses: Vec<IpNet>,
+    /// The UDP port; 0 lets the kernel pick.
+    pub listen_port: u16,
+    /// How others reach this host, for invitations.
+    pub endpoint: Option<Endpoint>,
+    /// Of the tunnel, in bytes.
+    pub mtu: u16,
+    /// Container bridges.
+    pub bridges: Vec<Bridge>,
+    /// Networks behind this host that peers may reach.
+    pub lans: Vec<Lan>,
+    /// Whose egress this host carries.
+    pub exit: Option<Exit>,
+    /// Ports handed to containers.
+    pub publish: Vec<Publish>,
+}
+
+/// A container bridge of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// The interface.
+    pub name: String,
+    /// Its container networks.
+    pub subnets: Vec<IpNet>,
+    /// Where its containers leave to the internet.
+    pub egress: Egress,
+    /// Networks that its containers may reach directly despite `egress`.
+    pub allow: Vec<IpNet>,
+}
+
+/// Where a bridge's containers leave to the internet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Egress {
+    /// As without meshd.
+    Direct,
+    /// Nowhere; the mesh stays reachable.
+    None,
+    /// Through the peer of this name, and never otherwise.
+    Peer(String),
+}
+
+/// A network behind this host that peers may reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lan {
+    /// The network.
+    pub subnet: IpNet,
+    /// The interface towards it.
+    pub interface: String,
+    /// Whether peers appear there under this host's own address.
+    pub masquerade: bool,
+}
+
+/// Whose egress this host carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Names of peers.
+    pub peers: Vec<String>,
+    /// The interface towards the internet; `None` is that of the default route.
+    pub interface: Option<String>,
+}
+
+/// A port of this host handed to a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port on this host.
+    pub port: u16,
+    /// The container's address and port.
+    pub to: SocketAddr,
+}
+
+/// A transport protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// `peers/NAME.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The file's name without `.toml`.
+    pub name: String,
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// From `preshared_key` or the file that `preshared_key_file` names.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where to reach it at first; afterwards the tunnel follows its authenticated packets.
+    pub endpoint: Option<Endpoint>,
+    /// Its addresses inside the mesh.
+    pub addresses: Vec<IpAddr>,
+    /// Bridges and LANs behind it.
+    pub subnets: Vec<IpNet>,
+    /// Seconds between keepalives; `None` sends none.
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// `HOST:PORT` as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An address.
+    Addr(SocketAddr),
+    /// A DNS name, looked up when the tunnel starts and again when the peer goes silent.
+    Name(String, u16),
+}
+
+impl Config {
+    /// A peer by name.
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+
+    /// What a peer may send from and is sent to: its addresses and subnets, and everything when a local bridge
+    /// leaves through it. Sorted, without repetition.
+    pub fn allowed_ips(&self, peer: &Peer) -> Vec<IpNet> {
+        let mut nets: Vec<IpNet> = peer.addresses.iter().map(|&addr| IpNet::from(addr)).collect();
+        nets.extend(peer.subnets.iter().map(IpNet::trunc));
+        if self.host.bridges.iter().any(|bridge| bridge.egress == Egress::Peer(peer.name.clone())) {
+            nets.extend(EVERYTHING);
+        }
+        nets.sort();
+        nets.dedup();
+        nets
+    }
+}
+
+/// `0.0.0.0/0` and `::/0`.
+pub const EVERYTHING: [IpNet; 2] = [
+    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::UNSPECIFIED, 0)),
+];
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl fmt::Display for Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::None => "none",
+            Self::Peer(name) => name,
+        })
+    }
+}

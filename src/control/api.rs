@@ -1,0 +1,123 @@
+//! The JSON of the control socket and of `--json`. Stable: fields are added, never renamed.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::key::PublicKey;
+use crate::tunnel::PeerState;
+
+/// `meshd status --json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This host's name in the mesh.
+    pub name: String,
+    /// The tunnel's interface.
+    pub interface: String,
+    /// The agent's version.
+    pub version: String,
+    /// This host's identity.
+    pub public_key: PublicKey,
+    /// The UDP port in use.
+    pub listen_port: u16,
+    /// Of the tunnel, in bytes.
+    pub mtu: u16,
+    /// This host's addresses inside the mesh.
+    pub addresses: Vec<IpNet>,
+    /// By name.
+    pub peers: Vec<PeerStatus>,
+    /// In the order of `meshd.toml`.
+    pub bridges: Vec<BridgeStatus>,
+    /// What needs the operator's eye, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// One peer of [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The name of its file; of a peer that wg(8) added, the start of its key.
+    pub name: String,
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// Where it was last heard of.
+    pub endpoint: Option<SocketAddr>,
+    /// Inside the mesh.
+    pub addresses: Vec<IpAddr>,
+    /// Bridges and LANs behind it.
+    pub subnets: Vec<IpNet>,
+    /// What cryptokey routing gives it.
+    pub allowed_ips: Vec<IpNet>,
+    /// Unix seconds.
+    pub latest_handshake: Option<u64>,
+    /// Authenticated bytes of UDP payload.
+    pub rx_bytes: u64,
+    /// Bytes of UDP payload.
+    pub tx_bytes: u64,
+    /// How it fares.
+    pub state: PeerState,
+    /// Seconds.
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// One bridge of [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BridgeStatus {
+    /// The interface.
+    pub name: String,
+    /// Its container networks.
+    pub subnets: Vec<IpNet>,
+    /// A peer's name, `direct` or `none`.
+    pub egress: String,
+    /// Whether the nft guard holds it.
+    pub guard: Guard,
+}
+
+/// The state of the nft guard for one bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Guard {
+    Armed,
+    Off,
+}
+
+/// The answer to a reload.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What changed, one line each; empty when nothing did.
+    pub changes: Vec<String>,
+    /// As in [`Status`].
+    pub warnings: Vec<String>,
+}
+
+/// `meshd plan --json`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// In the order in which they would be applied.
+    pub changes: Vec<PlannedChange>,
+    /// As in [`Status`].
+    pub warnings: Vec<String>,
+}
+
+/// One change of [`Plan`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlannedChange {
+    /// `add` or `remove`.
+    pub action: String,
+    /// `guard`, `link`, `address`, `route`, `rule`, `nft` or `sysctl`.
+    pub kind: String,
+    /// As a person would type it: `ip route add …`.
+    pub command: String,
+}
+
+/// Why the agent did not do what it was asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Problem {
+    /// True for invalid configuration and missing permission: exit code 4.
+    pub refused: bool,
+    /// Lines `what: why`.
+    pub errors: Vec<String>,
+    /// The remedy, where there is one.
+    pub remedy: Option<String>,
+}

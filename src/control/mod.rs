@@ -1,0 +1,31 @@
+//! How the agent is spoken to: HTTP+JSON on its Unix socket, and WireGuard's UAPI for wg(8).
+//!
+//! The agent implements [`Agent`] for the server, so that imports run one way.
+
+pub mod api;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::key::PrivateKey;
+use crate::tunnel::Device;
+
+/// What the control sockets can ask of the running agent.
+pub trait Agent: Send + Sync + 'static {
+    /// For `meshd status`.
+    fn status(&self) -> api::Status;
+    /// Reads the files again and applies the difference. An error leaves all as it was.
+    fn reload(&self) -> impl Future<Output = Result<api::Reloaded, api::Problem>> + Send;
+    /// What `reload` would change in the kernel.
+    fn plan(&self) -> impl Future<Output = Result<api::Plan, api::Problem>> + Send;
+    /// Removes what was programmed and ends the process after the answer is sent.
+    fn down(&self, keep_guard: bool) -> impl Future<Output = Result<(), api::Problem>> + Send;
+    /// The tunnel, for UAPI.
+    fn device(&self) -> Arc<Device>;
+    /// The UDP port in use, for UAPI.
+    fn listen_port(&self) -> u16;
+    /// Moves the tunnel to another UDP port (`wg set IF listen-port N`).
+    fn set_listen_port(&self, port: u16) -> std::io::Result<()>;
+    /// Changes the tunnel's key until the next reload (`wg set IF private-key FILE`).
+    fn set_private_key(&self, key: PrivateKey);
+}

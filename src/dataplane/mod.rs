@@ -1,0 +1,1 @@
+//! The forwarding loop: TUN device, UDP socket and the threads between them.

@@ -1,0 +1,1 @@
+//! This host's kernel: read its facts, apply changes.

@@ -1,0 +1,20 @@
+//! meshd: a per-host agent that joins hosts' container bridges over a userspace WireGuard tunnel.
+//!
+//! The layers, each importing only from those below it:
+//!
+//! | | |
+//! | --- | --- |
+//! | `cli` | one file a command; prints, never decides |
+//! | `agent` | the supervisor |
+//! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
+//! | `plan`, `tunnel`, `packet`, `config`, `key` | the core: pure, `now` is an argument |
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod dataplane;
+pub mod host;
+pub mod key;
+pub mod packet;
+pub mod plan;
+pub mod tunnel;

@@ -1,0 +1,1 @@
+//! IP packets as bytes: views, checksums, segmentation, coalescing and the virtio-net header. Pure.
