@@ -1,11 +1,48 @@
 //! The WireGuard device over boringtun, without I/O: peers, index table, cryptokey routing, timers.
+//!
+//! The caller owns the socket, the TUN device and the clock. In any order and from any thread:
+//!
+//! 1. [`Device::seal`] takes what one read of the TUN device delivered, finds the peer with the most specific allowed IP
+//!    for its destination, cuts a super-packet into segments and seals them into an [`Outbox`].
+//! 2. [`Device::open`] takes what one read of the UDP socket delivered. Data messages are looked up by receiver index,
+//!    opened into an [`Inbox`], and kept when the most specific allowed IP for their source belongs to the peer that
+//!    sealed them. Handshake messages pass the gate (mac1, cookie, per-source limit) first; answers go to the outbox.
+//! 3. [`Device::tick`], at least four times a second, runs every peer's timers.
+//!
+//! Whatever is in the outbox is then sent, and whatever is in the inbox is written to the TUN device.
+//!
+//! Peers stand in a table that is replaced whole when the configuration changes, so a batch sees one state throughout;
+//! what moves within a peer is under that peer's own lock, taken once per batch.
 
+mod batch;
+mod gate;
+mod message;
+mod peer;
+mod table;
+#[cfg(all(test, feature = "virtual-time"))]
+mod virtual_time;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn};
 use ipnet::IpNet;
 
+pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
+
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
+use crate::packet::ip;
+use crate::packet::segment::segment;
+use crate::packet::virtio::VnetHeader;
+use gate::{Gate, Verdict};
+use peer::{Opened, Peer, Session};
+use table::Table;
 
 /// What is configured about a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +72,8 @@ pub struct PeerSnapshot {
     pub tx_bytes: u64,
     /// Whether a session stands.
     pub state: PeerState,
+    /// For how long its handshake has had no answer; zero when none is under way.
+    pub unanswered: Duration,
 }
 
 /// How a peer fares.
@@ -49,44 +88,281 @@ pub enum PeerState {
     Down,
 }
 
+/// Packets that went nowhere, by reason. The kernel's WireGuard shows the same as interface errors.
+#[derive(Debug, Default)]
+pub struct Drops {
+    /// From the TUN device: no allowed IP contains the destination.
+    pub unroutable: AtomicU64,
+    /// From the TUN device: the peer has no endpoint.
+    pub unreachable: AtomicU64,
+    /// From either side: not an IP packet, or a super-packet that cannot be cut.
+    pub malformed: AtomicU64,
+    /// From the wire: replayed, forged, or under a session that is gone.
+    pub refused: AtomicU64,
+    /// From the wire: authentic, but the source address is not the sender's to use.
+    pub spoofed: AtomicU64,
+}
+
 /// One WireGuard interface: a private key and its peers.
-pub struct Device {}
+pub struct Device {
+    table: ArcSwap<Table>,
+    /// Held while a new table is made, so that no change is lost.
+    changing: Mutex<()>,
+    /// Of the tunnel, in bytes: padding never exceeds it.
+    mtu: usize,
+    /// Why packets were dropped.
+    pub drops: Drops,
+}
 
 impl Device {
-    /// A device without peers.
-    pub fn new(_private_key: PrivateKey, _now: Instant) -> Self {
-        todo!()
+    /// A device without peers, for a tunnel of `mtu` bytes.
+    pub fn new(private_key: PrivateKey, mtu: u16, now: Instant) -> Self {
+        let table = empty_table(private_key, now);
+        Self { table: ArcSwap::from_pointee(table), changing: Mutex::new(()), mtu: mtu.into(), drops: Drops::default() }
+    }
+
+    /// Seals what one read of the TUN device delivered: `buffer[..len]` behind its virtio `header`. `buffer` has 16
+    /// bytes to spare after `len`, `out` has room for a super-packet.
+    pub fn seal(&self, header: VnetHeader, buffer: &mut [u8], len: usize, out: &mut Outbox, now: Instant) {
+        let table = self.table.load();
+        let Some(dst) = ip::destination(&buffer[..len]) else { return count(&self.drops.malformed) };
+        let Some(peer) = table.route(dst) else { return count(&self.drops.unroutable) };
+        let mut session = peer.lock();
+        let mut reachable = true;
+        let cut = segment(header, buffer, len, self.mtu, |packet| reachable &= session.seal(packet, out, now));
+        if cut.is_err() {
+            count(&self.drops.malformed);
+        } else if !reachable {
+            count(&self.drops.unreachable);
+        }
+    }
+
+    /// Opens what one read of the UDP socket delivered. `inbox` is empty; `wall` stamps completed handshakes.
+    pub fn open(&self, datagrams: Datagrams<'_>, inbox: &mut Inbox, out: &mut Outbox, now: Instant, wall: SystemTime) {
+        let table = self.table.load();
+        let mut opener = Opener { device: self, table: &table, path: datagrams.path, now, wall, held: None, proven: None };
+        for datagram in datagrams.iter() {
+            let taken = match message::kind(datagram) {
+                Some(message::DATA) => opener.data(datagram, inbox, out),
+                Some(message::HANDSHAKE_INITIATION | message::HANDSHAKE_RESPONSE | message::COOKIE_REPLY) => {
+                    opener.handshake(datagram, out)
+                }
+                _ => false,
+            };
+            if !taken {
+                count(&self.drops.refused);
+            }
+        }
+    }
+
+    /// Runs the timers of all peers. `send` is called when `out` fills up, and must empty it.
+    pub fn tick(&self, out: &mut Outbox, now: Instant, mut send: impl FnMut(&mut Outbox)) {
+        let table = self.table.load();
+        table.gate.tick();
+        for peer in table.peers.values() {
+            peer.lock().tick(out, now);
+            if out.is_full() {
+                send(out);
+            }
+        }
     }
 
     /// Makes `peers` the whole set. Sessions of peers whose keys did not change stay; an endpoint that did not change
     /// in `peers` does not undo roaming.
-    pub fn configure(&self, _private_key: &PrivateKey, _peers: &[PeerSettings], _now: Instant) {
-        todo!()
+    pub fn configure(&self, private_key: &PrivateKey, peers: &[PeerSettings], now: Instant) {
+        self.change(now, |table, settings| {
+            *settings = peers.to_vec();
+            (*private_key != table.private_key).then(|| private_key.clone())
+        });
     }
 
     /// Adds one peer or changes it, as `configure` does. Takes from the others the allowed IPs that it names, as
     /// wg(8) does.
-    pub fn set_peer(&self, _settings: PeerSettings, _now: Instant) {
-        todo!()
+    pub fn set_peer(&self, peer: PeerSettings, now: Instant) {
+        self.change(now, |_, settings| {
+            for other in settings.iter_mut() {
+                other.allowed_ips.retain(|net| !peer.allowed_ips.contains(net));
+            }
+            settings.retain(|other| other.public_key != peer.public_key);
+            settings.push(peer);
+            None
+        });
+    }
+
+    /// Moves a peer to another address, as when its name resolves anew.
+    pub fn set_endpoint(&self, key: &PublicKey, remote: SocketAddr) {
+        if let Some(peer) = self.table.load().peers.get(key) {
+            peer.lock().set_endpoint(remote);
+        }
     }
 
     /// Forgets a peer and its session at once. False when there was none.
-    pub fn remove_peer(&self, _key: &PublicKey) -> bool {
-        todo!()
+    pub fn remove_peer(&self, key: &PublicKey, now: Instant) -> bool {
+        let mut found = false;
+        self.change(now, |_, settings| {
+            let before = settings.len();
+            settings.retain(|peer| peer.public_key != *key);
+            found = settings.len() < before;
+            None
+        });
+        found
+    }
+
+    /// Changes the device's identity; all sessions end.
+    pub fn set_private_key(&self, private_key: PrivateKey, now: Instant) {
+        self.change(now, |_, _| Some(private_key));
     }
 
     /// The device's identity.
     pub fn public_key(&self) -> PublicKey {
-        todo!()
+        self.table.load().public_key
     }
 
     /// For `wg showconf` only.
     pub fn private_key(&self) -> PrivateKey {
-        todo!()
+        self.table.load().private_key.clone()
     }
 
     /// All peers, in the order of their public keys.
-    pub fn peers(&self, _now: Instant) -> Vec<PeerSnapshot> {
-        todo!()
+    pub fn peers(&self, now: Instant) -> Vec<PeerSnapshot> {
+        self.table.load().peers.values().map(|peer| snapshot(&peer.lock(), now)).collect()
     }
+
+    /// Makes a new table of what `edit` leaves of the settings, with a new private key when it returns one.
+    fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Vec<PeerSettings>) -> Option<PrivateKey>) {
+        let _changing = lock(&self.changing);
+        let old = self.table.load_full();
+        let mut settings = old.peers.values().map(|peer| peer.lock().settings().clone()).collect();
+        let new_key = edit(&old, &mut settings);
+        let keep_sessions = new_key.is_none();
+        let base = match new_key {
+            Some(key) => empty_table(key, now),
+            None => Table::new(old.private_key.clone(), Arc::clone(&old.gate), Arc::clone(&old.unlimited), Vec::new()),
+        };
+        let mut taken: HashMap<u32, ()> = old.peers.values().map(|peer| (peer.index, ())).collect();
+        let peers = settings
+            .into_iter()
+            .map(|settings| {
+                let allowed_ips = settings.allowed_ips.clone();
+                let kept = old.peers.get(&settings.public_key).filter(|peer| {
+                    keep_sessions && peer.lock().settings().preshared_key == settings.preshared_key
+                });
+                let peer = kept.cloned().unwrap_or_else(|| {
+                    let index = Table::free_index(&taken);
+                    taken.insert(index, ());
+                    Arc::new(Peer::new(&base.private_key, settings.clone(), index, Arc::clone(&base.unlimited), now))
+                });
+                peer.lock().adopt(settings);
+                (peer, allowed_ips)
+            })
+            .collect();
+        self.table.store(Arc::new(Table::new(base.private_key, base.gate, base.unlimited, peers)));
+    }
+}
+
+/// One call of [`Device::open`]: what is looked up once per run of one peer's messages, not once per message.
+struct Opener<'t> {
+    device: &'t Device,
+    table: &'t Table,
+    path: Path,
+    now: Instant,
+    wall: SystemTime,
+    /// The peer of the previous data message, still locked.
+    held: Option<(&'t Arc<Peer>, MutexGuard<'t, Session>)>,
+    /// The source address last found to be the held peer's.
+    proven: Option<std::net::IpAddr>,
+}
+
+impl<'t> Opener<'t> {
+    fn data(&mut self, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
+        let Some(index) = message::receiver(datagram) else { return false };
+        if self.held.as_ref().is_none_or(|(peer, _)| peer.index != index >> 8) {
+            self.held = None;
+            self.proven = None;
+            let Some(peer) = self.table.receiver(index) else { return false };
+            self.held = Some((peer, peer.lock()));
+        }
+        let Some((peer, session)) = &mut self.held else { return false };
+        match session.open(datagram, self.path, inbox, self.now, self.wall) {
+            Opened::Refused => return false,
+            Opened::Keepalive => {}
+            Opened::Packet(len) => {
+                let source = ip::source(&inbox.spare()[..len]);
+                let own = |addr| self.table.route(addr).is_some_and(|owner| Arc::ptr_eq(owner, peer));
+                if source.is_some() && (source == self.proven || source.is_some_and(own)) {
+                    self.proven = source;
+                    inbox.commit(len);
+                } else {
+                    count(&self.device.drops.spoofed);
+                }
+            }
+        }
+        session.drain(out, self.now);
+        true
+    }
+
+    fn handshake(&mut self, datagram: &[u8], out: &mut Outbox) -> bool {
+        self.held = None;
+        self.proven = None;
+        if !out.has_room() {
+            return false;
+        }
+        let peer = if message::kind(datagram) == Some(message::COOKIE_REPLY) {
+            message::receiver(datagram).and_then(|index| self.table.receiver(index))
+        } else {
+            match self.table.gate.judge(datagram, self.path.remote.ip(), out.spare(), self.now) {
+                Verdict::Admit => self.sender(datagram),
+                Verdict::Challenge(len) => {
+                    out.commit(len, self.path);
+                    return true;
+                }
+                Verdict::Drop => None,
+            }
+        };
+        let Some(peer) = peer else { return false };
+        let mut session = peer.lock();
+        let taken = session.handshake(datagram, self.path, out, self.now, self.wall);
+        session.drain(out, self.now);
+        taken
+    }
+
+    /// Whose handshake message this is: an initiation carries the sealed static key, a response our index.
+    fn sender(&self, datagram: &[u8]) -> Option<&'t Arc<Peer>> {
+        match Tunn::parse_incoming_packet(datagram).ok()? {
+            Packet::HandshakeInit(initiation) => {
+                let (private_key, public_key) = (self.table.private_key.to_dalek(), self.table.public_key.to_dalek());
+                let half = parse_handshake_anon(&private_key, &public_key, &initiation).ok()?;
+                self.table.peers.get(&PublicKey::from_bytes(half.peer_static_public).ok()?)
+            }
+            Packet::HandshakeResponse(response) => self.table.receiver(response.receiver_idx),
+            _ => None,
+        }
+    }
+}
+
+fn empty_table(private_key: PrivateKey, now: Instant) -> Table {
+    let public_key = private_key.public_key();
+    let gate = Arc::new(Gate::new(&public_key, now));
+    let unlimited = Arc::new(RateLimiter::new(&public_key.to_dalek(), u64::MAX));
+    Table::new(private_key, gate, unlimited, Vec::new())
+}
+
+fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
+    let (rx_bytes, tx_bytes) = session.counters();
+    PeerSnapshot {
+        settings: PeerSettings { endpoint: session.endpoint(), ..session.settings().clone() },
+        latest_handshake: session.latest_handshake(),
+        rx_bytes,
+        tx_bytes,
+        state: session.state(now),
+        unanswered: session.unanswered(now),
+    }
+}
+
+fn count(drops: &AtomicU64) {
+    drops.fetch_add(1, Ordering::Relaxed);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

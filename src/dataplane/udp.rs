@@ -1,0 +1,409 @@
+//! The UDP socket: one for both families, with `UDP_SEGMENT` on the way out and `UDP_GRO` on the way in.
+//!
+//! Control messages and `sendmsg` are written against libc, because the safe wrappers allocate for each call.
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::tunnel::{Datagrams, Path, Run};
+
+/// Bytes of socket buffer, each way: what arrives while a batch is sealed or opened.
+const SOCKET_BUFFER: libc::c_int = 4 << 20;
+/// Room for `in6_pktinfo` and one `u16`, each with its header.
+const CONTROL: usize = 96;
+
+/// A bound UDP socket.
+pub struct Udp {
+    fd: OwnedFd,
+    /// IPv6 with IPv4 mapped into it; else IPv4 alone, where the kernel has no IPv6.
+    dual: bool,
+    port: u16,
+    /// Whether `UDP_SEGMENT` works here.
+    gso: AtomicBool,
+}
+
+/// `cmsghdr` wants its own alignment.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+impl Udp {
+    /// Binds `port` on all addresses of both families; 0 lets the kernel pick.
+    ///
+    /// # Errors
+    /// When the port is taken, above all.
+    pub fn bind(port: u16) -> io::Result<Self> {
+        let dual = Self::open(true, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        let udp = match dual {
+            // IPv6 is compiled out or disabled on this host.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+                Self::open(false, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+            }
+            other => other?,
+        };
+        if !segmentation_works() {
+            udp.give_up_gso("a self-check over loopback failed");
+        }
+        Ok(udp)
+    }
+
+    fn open(dual: bool, addr: SocketAddr) -> io::Result<Self> {
+        let family = if dual { libc::AF_INET6 } else { libc::AF_INET };
+        // SAFETY: no pointers; the result is checked.
+        let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: `fd` is open and owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut udp = Self { fd, dual, port: addr.port(), gso: AtomicBool::new(true) };
+        // The outer packet may be fragmented on the way, as the kernel's WireGuard allows: a path that drops ICMP and
+        // has a smaller MTU would swallow every full packet otherwise.
+        udp.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+        if dual {
+            udp.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            udp.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+            udp.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+        } else {
+            udp.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+        }
+        for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+            // Past the sysctl's limit only with CAP_NET_ADMIN.
+            udp.set(libc::SOL_SOCKET, forced, SOCKET_BUFFER)
+                .or_else(|_| udp.set(libc::SOL_SOCKET, plain, SOCKET_BUFFER))?;
+        }
+        if let Err(error) = udp.set(libc::SOL_UDP, libc::UDP_GRO, 1) {
+            tracing::info!(%error, "no UDP_GRO; datagrams arrive one by one");
+        }
+        let (storage, len) = udp.sockaddr(addr);
+        // SAFETY: `storage` holds a socket address of `len` bytes.
+        check(unsafe { libc::bind(udp.fd.as_raw_fd(), (&raw const storage).cast(), len) })?;
+        udp.port = udp.local_port()?;
+        Ok(udp)
+    }
+
+    /// The port in use.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Receives what one peer sent in a row into `buffer`, without blocking.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing.
+    pub fn recv<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Datagrams<'b>> {
+        // SAFETY: all-zero is a valid value of these plain C structures.
+        let (mut from, mut message): (libc::sockaddr_storage, libc::msghdr) = unsafe { mem::zeroed() };
+        let mut control = Control([0; CONTROL]);
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        message.msg_name = (&raw mut from).cast();
+        message.msg_namelen = size_of_val(&from) as libc::socklen_t;
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = CONTROL;
+        // SAFETY: every pointer in `message` refers to a live local of the stated length.
+        let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+        let remote = parse_sockaddr(&from).ok_or(io::ErrorKind::InvalidData)?;
+        let (mut segment, mut local) = (len, None);
+        // SAFETY: the kernel filled `control` and set `msg_controllen`; the CMSG macros stay within it.
+        unsafe {
+            let mut cmsg = libc::CMSG_FIRSTHDR(&raw const message);
+            while !cmsg.is_null() {
+                let data = libc::CMSG_DATA(cmsg);
+                match ((*cmsg).cmsg_level, (*cmsg).cmsg_type) {
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        segment = data.cast::<libc::c_int>().read_unaligned() as usize;
+                    }
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                        let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        local = Some(IpAddr::from(info.ipi6_addr.s6_addr).to_canonical());
+                    }
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                        let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                    }
+                    _ => {}
+                }
+                cmsg = libc::CMSG_NXTHDR(&raw const message, cmsg);
+            }
+        }
+        Ok(Datagrams { bytes: &buffer[..len], segment, path: Path { remote, local } })
+    }
+
+    /// Sends a run, at once where `UDP_SEGMENT` works. What cannot be sent is lost, as on any link.
+    pub fn send(&self, run: &Run<'_>) {
+        let single = run.bytes.len() <= run.segment;
+        if !single && self.gso.load(Ordering::Relaxed) {
+            let Err(error) = self.send_from(run.path, run.bytes, Some(run.segment as u16)) else { return };
+            match error.raw_os_error() {
+                // The device cannot checksum what it would have to cut (udp_send_skb, net/ipv4/udp.c).
+                Some(libc::EIO) => self.give_up_gso("the outgoing device cannot checksum"),
+                // A datagram is longer than the path's MTU: only whole ones can be fragmented.
+                Some(libc::EINVAL | libc::EMSGSIZE) => {}
+                _ => return trace_lost(&error),
+            }
+        }
+        for datagram in run.bytes.chunks(run.segment.max(1)) {
+            if let Err(error) = self.send_from(run.path, datagram, None) {
+                trace_lost(&error);
+            }
+        }
+    }
+
+    /// One `sendmsg`, from the address that the peer knows unless that is gone.
+    fn send_from(&self, path: Path, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+        let result = self.sendmsg(path, bytes, segment);
+        match &result {
+            Err(error)
+                if path.local.is_some()
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EHOSTUNREACH)
+                    ) =>
+            {
+                self.sendmsg(Path { local: None, ..path }, bytes, segment)
+            }
+            _ => result,
+        }
+    }
+
+    fn sendmsg(&self, path: Path, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+        if !self.dual && path.remote.is_ipv6() {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        let (mut to, to_len) = self.sockaddr(path.remote);
+        let mut control = Control([0; CONTROL]);
+        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: all-zero is a valid value of this plain C structure.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_name = (&raw mut to).cast();
+        message.msg_namelen = to_len;
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = CONTROL;
+        let mut used = 0;
+        // SAFETY: CONTROL has room for both messages (checked by a test), and `control` outlives the call.
+        unsafe {
+            let mut cmsg = libc::CMSG_FIRSTHDR(&raw const message);
+            if let Some(segment) = segment {
+                used += put(cmsg, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+                cmsg = libc::CMSG_NXTHDR(&raw const message, cmsg);
+            }
+            match path.local {
+                Some(local) if self.dual => {
+                    let ipi6_addr = libc::in6_addr { s6_addr: mapped(local).octets() };
+                    let info = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: 0 };
+                    used += put(cmsg, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+                }
+                Some(IpAddr::V4(local)) => {
+                    let ipi_spec_dst = libc::in_addr { s_addr: u32::from(local).to_be() };
+                    let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
+                    used += put(cmsg, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+                }
+                _ => {}
+            }
+        }
+        message.msg_controllen = used;
+        if used == 0 {
+            message.msg_control = std::ptr::null_mut();
+        }
+        // SAFETY: every pointer in `message` refers to a live local or to `bytes`.
+        let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, 0) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn give_up_gso(&self, why: &str) {
+        if self.gso.swap(false, Ordering::Relaxed) {
+            tracing::warn!("no UDP segmentation offload: {why}; datagrams are sent one by one");
+        }
+    }
+
+    fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let len = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the pointer refers to a live integer of the stated length.
+        check(unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, (&raw const value).cast(), len) }).map(drop)
+    }
+
+    fn local_port(&self) -> io::Result<u16> {
+        // SAFETY: all-zero is a valid value of this plain C structure.
+        let mut addr: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        let mut len = size_of_val(&addr) as libc::socklen_t;
+        // SAFETY: both pointers refer to live locals; the kernel writes no more than `len`.
+        check(unsafe { libc::getsockname(self.fd.as_raw_fd(), (&raw mut addr).cast(), &raw mut len) })?;
+        parse_sockaddr(&addr).map(|addr| addr.port()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// `addr` as the socket's own family has it.
+    fn sockaddr(&self, addr: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+        // SAFETY: all-zero is a valid value of this plain C structure.
+        let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        let len = match addr {
+            SocketAddr::V4(v4) if !self.dual => {
+                let sin = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
+                    sin_zero: [0; 8],
+                };
+                // SAFETY: `sockaddr_storage` is large enough and aligned for every socket address.
+                unsafe { (&raw mut storage).cast::<libc::sockaddr_in>().write(sin) };
+                size_of_val(&sin)
+            }
+            _ => {
+                let scope = if let SocketAddr::V6(v6) = addr { v6.scope_id() } else { 0 };
+                let sin6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: addr.port().to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: mapped(addr.ip()).octets() },
+                    sin6_scope_id: scope,
+                };
+                // SAFETY: as above.
+                unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(sin6) };
+                size_of_val(&sin6)
+            }
+        };
+        (storage, len as libc::socklen_t)
+    }
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Writes one control message; its padded length comes back.
+///
+/// # Safety
+/// `cmsg` points into a control buffer with room for a `T` behind its header.
+unsafe fn put<T>(cmsg: *mut libc::cmsghdr, level: libc::c_int, kind: libc::c_int, value: T) -> usize {
+    let len = size_of::<T>() as libc::c_uint;
+    // SAFETY: the caller vouches for the room.
+    unsafe {
+        (*cmsg).cmsg_level = level;
+        (*cmsg).cmsg_type = kind;
+        (*cmsg).cmsg_len = libc::CMSG_LEN(len) as usize;
+        libc::CMSG_DATA(cmsg).cast::<T>().write_unaligned(value);
+        libc::CMSG_SPACE(len) as usize
+    }
+}
+
+fn mapped(addr: IpAddr) -> Ipv6Addr {
+    match addr {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+fn parse_sockaddr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match libc::c_int::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says which structure it is, and the storage is large enough for it.
+            let sin = unsafe { (&raw const *storage).cast::<libc::sockaddr_in>().read() };
+            let ip = Ipv4Addr::from(u32::from_be(sin.sin_addr.s_addr));
+            Some(SocketAddrV4::new(ip, u16::from_be(sin.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above.
+            let sin6 = unsafe { (&raw const *storage).cast::<libc::sockaddr_in6>().read() };
+            let (ip, port) = (Ipv6Addr::from(sin6.sin6_addr.s6_addr), u16::from_be(sin6.sin6_port));
+            Some(match ip.to_ipv4_mapped() {
+                Some(v4) => SocketAddrV4::new(v4, port).into(),
+                None => SocketAddrV6::new(ip, port, 0, sin6.sin6_scope_id).into(),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Whether segments leave as they should, tried over loopback: Linux 7.0 to 7.1.4 corrupt them when all are equal, and
+/// no version number tells which kernels carry the fix. Where loopback is down nothing can be said, and errors at run
+/// time decide.
+fn segmentation_works() -> bool {
+    let check = || -> io::Result<bool> {
+        let sender = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into())?;
+        let receiver = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into())?;
+        receiver.set(libc::SOL_UDP, libc::UDP_GRO, 0)?;
+        let bytes: Vec<u8> = (0u8..=255).cycle().take(3 * 400).collect();
+        let path = Path { remote: (Ipv4Addr::LOCALHOST, receiver.port()).into(), local: None };
+        sender.sendmsg(path, &bytes, Some(400))?;
+        let mut buffer = [0; 2048];
+        for expected in bytes.chunks(400) {
+            // Loopback delivers within sendmsg, so nothing to read means nothing was sent.
+            if receiver.recv(&mut buffer)?.bytes != expected {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    check().unwrap_or(true)
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn trace_lost(error: &io::Error) {
+    tracing::trace!(%error, "datagrams could not be sent");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(udp: &Udp, want: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut buffer = vec![0; 1 << 16];
+        let mut got = Vec::new();
+        while got.len() < want {
+            let datagrams = udp.recv(&mut buffer).unwrap();
+            got.extend(datagrams.iter().map(|datagram| (datagrams.path.remote, datagram.to_vec())));
+        }
+        got
+    }
+
+    #[test]
+    fn control_messages_fit() {
+        // SAFETY: CMSG_SPACE only computes.
+        let need = unsafe { libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as _) + libc::CMSG_SPACE(4) };
+        assert!(need as usize <= CONTROL);
+    }
+
+    #[test]
+    fn runs_arrive_whole_over_both_families_and_from_the_address_asked_for() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let path = Path { remote: (ip, b.port()).into(), local: Some(ip) };
+            a.send(&Run { path, bytes: &bytes, segment: 300 });
+            let got = receive(&b, 4);
+            assert_eq!(got.iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [300, 300, 300, 100]);
+            assert!(got.iter().all(|(from, _)| *from == SocketAddr::from((ip, a.port()))));
+            assert_eq!(got.into_iter().flat_map(|(_, datagram)| datagram).collect::<Vec<_>>(), bytes);
+        }
+    }
+
+    #[test]
+    fn a_vanished_source_address_does_not_keep_a_datagram_back() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: Some([192, 0, 2, 77].into()) };
+        a.send(&Run { path, bytes: b"still here", segment: 10 });
+        assert_eq!(receive(&b, 1)[0].1, b"still here");
+    }
+
+    #[test]
+    fn without_segmentation_offload_the_same_datagrams_arrive() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        a.give_up_gso("the test says so");
+        let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
+        a.send(&Run { path, bytes: &[7; 250], segment: 100 });
+        assert_eq!(receive(&b, 3).iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [100, 100, 50]);
+    }
+
+    #[test]
+    fn segmentation_offload_passes_its_self_check_here() {
+        assert!(segmentation_works());
+    }
+}

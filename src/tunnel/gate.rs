@@ -1,0 +1,123 @@
+//! What stands before the expensive part of a handshake: mac1, cookies under load, and a limit per source.
+//!
+//! boringtun's `RateLimiter` checks mac1 and, above a number of handshakes a second, asks for a cookie (whitepaper,
+//! section 5.3). A valid cookie proves the source address, so from then on a limit per source holds one sender to its
+//! share, as the kernel's ratelimiter does (drivers/net/wireguard/ratelimiter.c).
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::TunnResult;
+use boringtun::noise::rate_limiter::RateLimiter;
+
+use crate::key::PublicKey;
+
+/// Handshake messages a second that are answered without a cookie.
+const UNPROVEN_PER_SECOND: u64 = 200;
+/// Of one proven source: PACKETS_PER_SECOND and PACKETS_BURSTABLE of the kernel's ratelimiter.c.
+const PER_SOURCE_INTERVAL: Duration = Duration::from_millis(50);
+const PER_SOURCE_BURST: u32 = 5;
+/// Buckets; sources that fall on the same one share it, which bounds memory whatever is sent.
+const BUCKETS: usize = 4096;
+
+/// Decides which handshake messages are worth a Diffie-Hellman.
+pub(super) struct Gate {
+    limiter: RateLimiter,
+    sources: Mutex<Sources>,
+}
+
+struct Sources {
+    hasher: RandomState,
+    second: Instant,
+    seen: u64,
+    /// When each bucket will be full again.
+    full_at: Vec<Option<Instant>>,
+}
+
+/// What becomes of a handshake message.
+pub(super) enum Verdict {
+    /// Go on with it.
+    Admit,
+    /// Send this cookie reply (of so many bytes) instead.
+    Challenge(usize),
+    /// Drop it.
+    Drop,
+}
+
+impl Gate {
+    pub(super) fn new(key: &PublicKey, now: Instant) -> Self {
+        let sources = Sources { hasher: RandomState::new(), second: now, seen: 0, full_at: vec![None; BUCKETS] };
+        Self { limiter: RateLimiter::new(&key.to_dalek(), UNPROVEN_PER_SECOND), sources: Mutex::new(sources) }
+    }
+
+    /// Judges one handshake message; a cookie reply is written to `reply`.
+    pub(super) fn judge(&self, message: &[u8], from: IpAddr, reply: &mut [u8], now: Instant) -> Verdict {
+        match self.limiter.verify_packet(Some(from), message, reply) {
+            Ok(_) if self.sources.lock().unwrap_or_else(PoisonError::into_inner).admit(from, now) => Verdict::Admit,
+            Err(TunnResult::WriteToNetwork(cookie)) => Verdict::Challenge(cookie.len()),
+            _ => Verdict::Drop,
+        }
+    }
+
+    /// To be called at least once a second.
+    pub(super) fn tick(&self) {
+        self.limiter.reset_count();
+    }
+}
+
+impl Sources {
+    fn admit(&mut self, from: IpAddr, now: Instant) -> bool {
+        if now.saturating_duration_since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            self.seen = 0;
+        }
+        self.seen += 1;
+        if self.seen <= UNPROVEN_PER_SECOND {
+            return true;
+        }
+        let bucket = self.hasher.hash_one(source(from)) as usize % BUCKETS;
+        let full_at = self.full_at[bucket].unwrap_or(now).max(now);
+        if full_at - now > PER_SOURCE_INTERVAL * (PER_SOURCE_BURST - 1) {
+            return false;
+        }
+        self.full_at[bucket] = Some(full_at + PER_SOURCE_INTERVAL);
+        true
+    }
+}
+
+/// What one subscriber has to itself: an IPv4 address or an IPv6 /64.
+fn source(addr: IpAddr) -> u64 {
+    match addr {
+        IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_is_held_to_its_share_only_under_load() {
+        let now = Instant::now();
+        let mut sources = Sources { hasher: RandomState::new(), second: now, seen: 0, full_at: vec![None; BUCKETS] };
+        let from = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let calm = (0..UNPROVEN_PER_SECOND).filter(|_| sources.admit(from(1), now)).count();
+        assert_eq!(calm as u64, UNPROVEN_PER_SECOND);
+        let under_load = (0..100).filter(|_| sources.admit(from(1), now)).count();
+        assert_eq!(under_load, PER_SOURCE_BURST as usize);
+        let later = now + PER_SOURCE_INTERVAL;
+        assert!(sources.admit(from(1), later) && !sources.admit(from(1), later));
+    }
+
+    #[test]
+    fn ipv6_sources_of_one_64_share_a_bucket() {
+        let addr = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(source(addr("2001:db8::1")), source(addr("2001:db8::ffff:1")));
+        assert_ne!(source(addr("2001:db8::1")), source(addr("2001:db8:0:1::1")));
+    }
+}

@@ -1,0 +1,269 @@
+//! One peer: boringtun's `Tunn` and what it leaves to its caller.
+//!
+//! That is: the endpoint, which follows authenticated packets; persistent keepalives, counted from the last
+//! authenticated packet in either direction as the whitepaper has it (section 6.5); retrying for ever where a keepalive
+//! is configured; when the last handshake completed; and the two byte counters of wg(8).
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
+
+use super::batch::{Inbox, Outbox, Path};
+use super::{PeerSettings, PeerState, message};
+use crate::key::{PrivateKey, PublicKey};
+
+/// REKEY_TIMEOUT of the whitepaper: a handshake unanswered for longer has lost a message at least.
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct Peer {
+    pub(super) key: PublicKey,
+    /// The upper 24 bits of every receiver index that this peer is told.
+    pub(super) index: u32,
+    session: Mutex<Session>,
+}
+
+/// All that changes, under one lock, which is taken once per batch.
+pub(super) struct Session {
+    tunn: Tunn,
+    settings: PeerSettings,
+    path: Option<Path>,
+    rx_bytes: u64,
+    tx_bytes: u64,
+    latest_handshake: Option<SystemTime>,
+    /// When the handshake now under way was begun.
+    initiating_since: Option<Instant>,
+    /// Our index in the response that the initiator has not confirmed with a packet yet.
+    responded: Option<u32>,
+    /// Packets wait in `tunn` for a session.
+    queued: bool,
+    last_traversal: Instant,
+}
+
+/// What became of one data message.
+pub(super) enum Opened {
+    /// An IP packet of this length stands at the start of the inbox's spare room.
+    Packet(usize),
+    /// A keepalive.
+    Keepalive,
+    /// A replay, a forgery, or no session.
+    Refused,
+}
+
+impl Peer {
+    pub(super) fn new(
+        private_key: &PrivateKey,
+        settings: PeerSettings,
+        index: u32,
+        limiter: Arc<RateLimiter>,
+        now: Instant,
+    ) -> Self {
+        let psk = settings.preshared_key.as_ref().map(|psk| *psk.expose_bytes());
+        // Persistent keepalives are ours, so that a change of the interval need not end the session.
+        let tunn =
+            Tunn::new(private_key.to_dalek(), settings.public_key.to_dalek(), psk, None, index, Some(limiter));
+        let session = Session {
+            tunn,
+            path: settings.endpoint.map(|remote| Path { remote, local: None }),
+            settings,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            latest_handshake: None,
+            initiating_since: None,
+            responded: None,
+            queued: false,
+            last_traversal: now,
+        };
+        Self { key: session.settings.public_key, index, session: Mutex::new(session) }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    pub(super) fn settings(&self) -> &PeerSettings {
+        &self.settings
+    }
+
+    /// Takes over what needs no new session. A new endpoint undoes roaming, an unchanged one does not.
+    pub(super) fn adopt(&mut self, settings: PeerSettings) {
+        if settings.endpoint != self.settings.endpoint {
+            if let Some(remote) = settings.endpoint {
+                self.set_endpoint(remote);
+            }
+        }
+        self.settings = settings;
+    }
+
+    pub(super) fn set_endpoint(&mut self, remote: SocketAddr) {
+        if self.path.map(|path| path.remote) != Some(remote) {
+            self.path = Some(Path { remote, local: None });
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        self.path.map(|path| path.remote)
+    }
+
+    pub(super) fn counters(&self) -> (u64, u64) {
+        (self.rx_bytes, self.tx_bytes)
+    }
+
+    pub(super) fn latest_handshake(&self) -> Option<SystemTime> {
+        self.latest_handshake
+    }
+
+    pub(super) fn state(&self, now: Instant) -> PeerState {
+        let unanswered = self.unanswered(now);
+        match (self.has_session(), self.initiating_since) {
+            (true, _) if unanswered < REKEY_TIMEOUT => PeerState::Up,
+            (_, Some(_)) => PeerState::Connecting,
+            _ => PeerState::Down,
+        }
+    }
+
+    /// For how long the handshake under way has had no answer.
+    pub(super) fn unanswered(&self, now: Instant) -> Duration {
+        self.initiating_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    fn has_session(&self) -> bool {
+        self.tunn.time_since_last_handshake().is_some()
+    }
+
+    /// Seals one packet, or queues it and begins a handshake. False when there is nowhere to send to.
+    pub(super) fn seal(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        let Some(path) = self.path.filter(|_| out.fits(packet.len())) else { return false };
+        match self.tunn.encapsulate(packet, out.spare()) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let sent = Sent::of(datagram);
+                self.queued |= sent.kind != message::DATA;
+                self.commit(&sent, path, out, now);
+            }
+            _ => self.queued = true,
+        }
+        true
+    }
+
+    /// Opens one data message into `inbox`, without keeping the packet yet.
+    pub(super) fn open(&mut self, datagram: &[u8], path: Path, inbox: &mut Inbox, now: Instant, wall: SystemTime) -> Opened {
+        let opened = match self.tunn.decapsulate(None, datagram, inbox.spare()) {
+            TunnResult::WriteToTunnelV4(packet, _) => Opened::Packet(packet.len()),
+            TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet.len()),
+            TunnResult::Done => Opened::Keepalive,
+            _ => return Opened::Refused,
+        };
+        self.authenticated(datagram.len(), path, now);
+        // A first packet under a new session confirms the response (whitepaper, section 5.4.6).
+        if self.responded.is_some() && self.responded == message::receiver(datagram) {
+            self.established(wall);
+        }
+        opened
+    }
+
+    /// Takes a handshake or cookie message whose macs were checked. The answer and what waited for a session go out.
+    pub(super) fn handshake(&mut self, datagram: &[u8], path: Path, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
+        let sent = match self.tunn.decapsulate(None, datagram, out.spare()) {
+            TunnResult::WriteToNetwork(answer) => Sent::of(answer),
+            // A cookie proves nothing about who sent it: neither counted nor followed.
+            TunnResult::Done => return true,
+            _ => return false,
+        };
+        self.authenticated(datagram.len(), path, now);
+        if sent.kind == message::HANDSHAKE_RESPONSE {
+            self.responded = sent.sender;
+        } else {
+            self.established(wall);
+        }
+        self.commit(&sent, path, out, now);
+        true
+    }
+
+    /// Sends what waited for a session, once there is one.
+    pub(super) fn drain(&mut self, out: &mut Outbox, now: Instant) {
+        let Some(path) = self.path else { return };
+        while self.queued && self.has_session() && out.has_room() {
+            match self.tunn.decapsulate(None, &[], out.spare()) {
+                TunnResult::WriteToNetwork(datagram) => {
+                    let sent = Sent::of(datagram);
+                    self.commit(&sent, path, out, now);
+                }
+                _ => self.queued = false,
+            }
+        }
+    }
+
+    /// Runs the timers: retransmission, rekey, keepalives, expiry.
+    pub(super) fn tick(&mut self, out: &mut Outbox, now: Instant) {
+        let mut sent = match self.tunn.update_timers(out.spare()) {
+            TunnResult::WriteToNetwork(datagram) => Some(Sent::of(datagram)),
+            TunnResult::Err(_) => {
+                // Gave up after REKEY_ATTEMPT_TIME, or keys older than three times REJECT_AFTER_TIME.
+                self.initiating_since = None;
+                self.queued = false;
+                None
+            }
+            _ => None,
+        };
+        if sent.is_none() && self.keepalive_due(now) {
+            let result = if self.has_session() {
+                self.tunn.encapsulate(&[], out.spare())
+            } else {
+                self.tunn.format_handshake_initiation(out.spare(), false)
+            };
+            if let TunnResult::WriteToNetwork(datagram) = result {
+                sent = Some(Sent::of(datagram));
+            }
+        }
+        if let (Some(sent), Some(path)) = (sent, self.path) {
+            self.commit(&sent, path, out, now);
+        }
+        self.drain(out, now);
+    }
+
+    /// Whether a persistent keepalive is due; without a session it asks for one.
+    fn keepalive_due(&self, now: Instant) -> bool {
+        let idle = now.saturating_duration_since(self.last_traversal);
+        self.settings
+            .persistent_keepalive
+            .is_some_and(|seconds| !self.has_session() || idle >= Duration::from_secs(seconds.into()))
+    }
+
+    fn commit(&mut self, sent: &Sent, path: Path, out: &mut Outbox, now: Instant) {
+        if sent.kind == message::HANDSHAKE_INITIATION {
+            self.initiating_since.get_or_insert(now);
+        }
+        self.last_traversal = now;
+        self.tx_bytes += sent.len as u64;
+        out.commit(sent.len, path);
+    }
+
+    fn authenticated(&mut self, len: usize, path: Path, now: Instant) {
+        self.path = Some(path);
+        self.rx_bytes += len as u64;
+        self.last_traversal = now;
+    }
+
+    fn established(&mut self, wall: SystemTime) {
+        self.latest_handshake = Some(wall);
+        self.initiating_since = None;
+        self.responded = None;
+    }
+}
+
+/// What is kept of a written datagram once the borrow of the outbox ends.
+struct Sent {
+    len: usize,
+    kind: u8,
+    sender: Option<u32>,
+}
+
+impl Sent {
+    fn of(datagram: &[u8]) -> Self {
+        Self { len: datagram.len(), kind: datagram[0], sender: message::sender(datagram) }
+    }
+}

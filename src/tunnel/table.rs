@@ -1,0 +1,69 @@
+//! The peers of one moment, by key, by index and by allowed IP. Never changed: a change makes a new table.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use boringtun::noise::rate_limiter::RateLimiter;
+use ipnet::IpNet;
+use prefix_trie::joint::JointPrefixMap;
+
+use super::gate::Gate;
+use super::peer::Peer;
+use crate::key::{PrivateKey, PublicKey};
+
+/// What the forwarding loop reads.
+pub(super) struct Table {
+    pub(super) private_key: PrivateKey,
+    pub(super) public_key: PublicKey,
+    pub(super) gate: Arc<Gate>,
+    /// Handed to every `Tunn`, which would count messages a second time: it checks mac1 and never asks for a cookie.
+    pub(super) unlimited: Arc<RateLimiter>,
+    pub(super) peers: BTreeMap<PublicKey, Arc<Peer>>,
+    by_index: HashMap<u32, Arc<Peer>>,
+    routes: JointPrefixMap<IpNet, Arc<Peer>>,
+}
+
+impl Table {
+    /// A table of `peers`, each with its allowed IPs; of a network that two name, the later one has it.
+    pub(super) fn new(
+        private_key: PrivateKey,
+        gate: Arc<Gate>,
+        unlimited: Arc<RateLimiter>,
+        peers: Vec<(Arc<Peer>, Vec<IpNet>)>,
+    ) -> Self {
+        let mut table = Self {
+            public_key: private_key.public_key(),
+            private_key,
+            gate,
+            unlimited,
+            peers: BTreeMap::new(),
+            by_index: HashMap::new(),
+            routes: JointPrefixMap::new(),
+        };
+        for (peer, allowed_ips) in peers {
+            for net in allowed_ips {
+                table.routes.insert(net.trunc(), Arc::clone(&peer));
+            }
+            table.by_index.insert(peer.index, Arc::clone(&peer));
+            table.peers.insert(peer.key, peer);
+        }
+        table
+    }
+
+    /// The peer with the most specific allowed IP that contains `addr`.
+    pub(super) fn route(&self, addr: IpAddr) -> Option<&Arc<Peer>> {
+        self.routes.get_lpm(&addr.into()).map(|(_, peer)| peer)
+    }
+
+    /// The peer that was told this receiver index. boringtun keeps its sessions in the lowest 8 bits.
+    pub(super) fn receiver(&self, index: u32) -> Option<&Arc<Peer>> {
+        self.by_index.get(&(index >> 8))
+    }
+
+    /// An index that no peer has. Random, so that it tells nothing about how many peers there are.
+    pub(super) fn free_index(taken: &HashMap<u32, ()>) -> u32 {
+        use std::hash::{BuildHasher as _, RandomState};
+        (0u32..).map(|n| RandomState::new().hash_one(n) as u32 >> 8).find(|index| !taken.contains_key(index)).unwrap_or(0)
+    }
+}
