@@ -154,8 +154,12 @@ impl Network {
 
     /// Lets all that is due arrive, without moving the clock.
     fn settle(&mut self) {
-        while let Some(next) = self.flying.iter().position(|(due, ..)| *due <= self.elapsed) {
-            let (_, from, to, datagram) = self.flying.swap_remove(next);
+        // The earliest first, and of those due together the first sent: `min_by_key` keeps it.
+        while let Some(next) = (0..self.flying.len()).min_by_key(|&n| self.flying[n].0) {
+            if self.flying[next].0 > self.elapsed {
+                break;
+            }
+            let (_, from, to, datagram) = self.flying.remove(next);
             self.deliver(from, to, &datagram);
         }
     }
@@ -419,13 +423,14 @@ fn a_keepalive_opens_the_session_holds_it_and_never_gives_up() {
 fn preshared_keys_must_agree() {
     let mut network = Network::mesh(2);
     let psk = |byte| Some(PresharedKey::from_bytes([byte; 32]));
-    for (byte, delivered) in [(8, 0), (7, 1)] {
+    // Both wait for a session; the second try sends both.
+    for (byte, delivered) in [(8, 0), (7, 2)] {
         let (mut one, mut other) = (network.settings(1), network.settings(0));
         (one.preshared_key, other.preshared_key) = (psk(7), psk(byte));
         network.configure(0, &[one]);
         network.configure(1, &[other]);
         network.send(0, 1, 1);
-        network.run(SECOND);
+        network.run(6 * SECOND);
         assert_eq!(network.bodies(1).len(), delivered);
     }
 }
