@@ -40,8 +40,8 @@ impl PrivateKey {
     pub fn generate() -> std::io::Result<Self> {
         let mut bytes = random_bytes()?;
         // Clamped on disk as wg(8) does, so that other tools print the same text for it.
-        bytes[0] &= 248;
-        bytes[31] = (bytes[31] & 127) | 64;
+        bytes[0] &= 0xf8;
+        bytes[31] = (bytes[31] & 0x7f) | 0x40;
         Ok(Self(bytes))
     }
 

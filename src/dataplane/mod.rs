@@ -54,14 +54,16 @@ impl Dataplane {
             wake: [eventfd()?, eventfd()?, eventfd()?],
         });
         let mut dataplane = Self { shared, threads: Vec::new() };
-        let loops: [(&str, fn(&Shared)); 3] =
-            [("outbound", forward::outbound), ("inbound", forward::inbound), ("timers", forward::timers)];
-        for (name, body) in loops {
-            let shared = Arc::clone(&dataplane.shared);
-            let thread = std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))?;
-            dataplane.threads.push(thread);
-        }
+        dataplane.spawn("outbound", forward::outbound)?;
+        dataplane.spawn("inbound", forward::inbound)?;
+        dataplane.spawn("timers", forward::timers)?;
         Ok(dataplane)
+    }
+
+    fn spawn(&mut self, name: &str, body: fn(&Shared)) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.threads.push(std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))?);
+        Ok(())
     }
 
     /// The UDP port in use.
@@ -113,7 +115,8 @@ impl Shared {
     fn wait(&self, thread: usize, fd: Option<BorrowedFd<'_>>, timeout: i32) {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let wake = &self.wake[thread];
-        let mut fds = [PollFd::new(wake.as_fd(), PollFlags::POLLIN), PollFd::new(fd.unwrap_or(wake.as_fd()), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(wake.as_fd(), PollFlags::POLLIN), PollFd::new(fd.unwrap_or(wake.as_fd()), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::NONE);
         if poll(&mut fds, timeout).is_ok() && fds[0].any() == Some(true) {
             let _ = wake.read();

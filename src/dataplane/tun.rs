@@ -1,8 +1,8 @@
 //! The TUN device: created by tun-rs, read and written with the virtio-net header by plain `readv` and `writev`.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tun_rs::{DeviceBuilder, SyncDevice};

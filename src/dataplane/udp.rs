@@ -113,7 +113,7 @@ impl Udp {
                 let data = libc::CMSG_DATA(cmsg);
                 match ((*cmsg).cmsg_level, (*cmsg).cmsg_type) {
                     (libc::SOL_UDP, libc::UDP_GRO) => {
-                        segment = data.cast::<libc::c_int>().read_unaligned() as usize;
+                        segment = usize::try_from(data.cast::<libc::c_int>().read_unaligned()).unwrap_or(len);
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                         let info = data.cast::<libc::in6_pktinfo>().read_unaligned();

@@ -22,9 +22,9 @@ mod table;
 #[cfg(all(test, feature = "virtual-time"))]
 mod virtual_time;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -109,7 +109,7 @@ pub struct Device {
     /// Held while a new table is made, so that no change is lost.
     changing: Mutex<()>,
     /// Of the tunnel, in bytes: padding never exceeds it.
-    mtu: usize,
+    mtu: AtomicU16,
     /// Why packets were dropped.
     pub drops: Drops,
 }
@@ -129,7 +129,8 @@ impl Device {
         let Some(peer) = table.route(dst) else { return count(&self.drops.unroutable) };
         let mut session = peer.lock();
         let mut reachable = true;
-        let cut = segment(header, buffer, len, self.mtu, |packet| reachable &= session.seal(packet, out, now));
+        let mtu = self.mtu.load(Ordering::Relaxed).into();
+        let cut = segment(header, buffer, len, mtu, |packet| reachable &= session.seal(packet, out, now));
         if cut.is_err() {
             count(&self.drops.malformed);
         } else if !reachable {
@@ -140,7 +141,8 @@ impl Device {
     /// Opens what one read of the UDP socket delivered. `inbox` is empty; `wall` stamps completed handshakes.
     pub fn open(&self, datagrams: Datagrams<'_>, inbox: &mut Inbox, out: &mut Outbox, now: Instant, wall: SystemTime) {
         let table = self.table.load();
-        let mut opener = Opener { device: self, table: &table, path: datagrams.path, now, wall, held: None, proven: None };
+        let mut opener =
+            Opener { device: self, table: &table, path: datagrams.path, now, wall, held: None, proven: None };
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
                 Some(message::DATA) => opener.data(datagram, inbox, out),
@@ -213,6 +215,11 @@ impl Device {
         self.change(now, |_, _| Some(private_key));
     }
 
+    /// Follows a change of the tunnel's MTU.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
     /// The device's identity.
     pub fn public_key(&self) -> PublicKey {
         self.table.load().public_key
@@ -239,17 +246,18 @@ impl Device {
             Some(key) => empty_table(key, now),
             None => Table::new(old.private_key.clone(), Arc::clone(&old.gate), Arc::clone(&old.unlimited), Vec::new()),
         };
-        let mut taken: HashMap<u32, ()> = old.peers.values().map(|peer| (peer.index, ())).collect();
+        let mut taken: HashSet<u32> = old.peers.values().map(|peer| peer.index).collect();
         let peers = settings
             .into_iter()
             .map(|settings| {
                 let allowed_ips = settings.allowed_ips.clone();
-                let kept = old.peers.get(&settings.public_key).filter(|peer| {
-                    keep_sessions && peer.lock().settings().preshared_key == settings.preshared_key
-                });
+                let kept = old
+                    .peers
+                    .get(&settings.public_key)
+                    .filter(|peer| keep_sessions && peer.lock().settings().preshared_key == settings.preshared_key);
                 let peer = kept.cloned().unwrap_or_else(|| {
                     let index = Table::free_index(&taken);
-                    taken.insert(index, ());
+                    taken.insert(index);
                     Arc::new(Peer::new(&base.private_key, settings.clone(), index, Arc::clone(&base.unlimited), now))
                 });
                 peer.lock().adopt(settings);

@@ -62,8 +62,7 @@ impl Peer {
     ) -> Self {
         let psk = settings.preshared_key.as_ref().map(|psk| *psk.expose_bytes());
         // Persistent keepalives are ours, so that a change of the interval need not end the session.
-        let tunn =
-            Tunn::new(private_key.to_dalek(), settings.public_key.to_dalek(), psk, None, index, Some(limiter));
+        let tunn = Tunn::new(private_key.to_dalek(), settings.public_key.to_dalek(), psk, None, index, Some(limiter));
         let session = Session {
             tunn,
             path: settings.endpoint.map(|remote| Path { remote, local: None }),
@@ -150,7 +149,14 @@ impl Session {
     }
 
     /// Opens one data message into `inbox`, without keeping the packet yet.
-    pub(super) fn open(&mut self, datagram: &[u8], path: Path, inbox: &mut Inbox, now: Instant, wall: SystemTime) -> Opened {
+    pub(super) fn open(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        inbox: &mut Inbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Opened {
         let opened = match self.tunn.decapsulate(None, datagram, inbox.spare()) {
             TunnResult::WriteToTunnelV4(packet, _) => Opened::Packet(packet.len()),
             TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet.len()),
@@ -166,7 +172,14 @@ impl Session {
     }
 
     /// Takes a handshake or cookie message whose macs were checked. The answer and what waited for a session go out.
-    pub(super) fn handshake(&mut self, datagram: &[u8], path: Path, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
+    pub(super) fn handshake(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        out: &mut Outbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> bool {
         let sent = match self.tunn.decapsulate(None, datagram, out.spare()) {
             TunnResult::WriteToNetwork(answer) => Sent::of(answer),
             // A cookie proves nothing about who sent it: neither counted nor followed.

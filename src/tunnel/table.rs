@@ -1,6 +1,7 @@
 //! The peers of one moment, by key, by index and by allowed IP. Never changed: a change makes a new table.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -61,9 +62,9 @@ impl Table {
         self.by_index.get(&(index >> 8))
     }
 
-    /// An index that no peer has. Random, so that it tells nothing about how many peers there are.
-    pub(super) fn free_index(taken: &HashMap<u32, ()>) -> u32 {
-        use std::hash::{BuildHasher as _, RandomState};
-        (0u32..).map(|n| RandomState::new().hash_one(n) as u32 >> 8).find(|index| !taken.contains_key(index)).unwrap_or(0)
+    /// An index that is not in `taken`. Random, so that it tells nothing about how many peers there are.
+    pub(super) fn free_index(taken: &HashSet<u32>) -> u32 {
+        let random = RandomState::new();
+        (0u32..).map(|n| random.hash_one(n) as u32 >> 8).find(|index| !taken.contains(index)).unwrap_or_default()
     }
 }

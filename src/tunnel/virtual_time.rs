@@ -67,7 +67,8 @@ impl Network {
     fn mesh(hosts: u8) -> Self {
         let mut network = Self::new(hosts);
         for host in 0..hosts.into() {
-            let peers: Vec<_> = (0..hosts.into()).filter(|&peer| peer != host).map(|peer| network.settings(peer)).collect();
+            let peers: Vec<_> =
+                (0..hosts.into()).filter(|&peer| peer != host).map(|peer| network.settings(peer)).collect();
             network.configure(host, &peers);
         }
         network
@@ -305,7 +306,8 @@ fn counters_agree_with_the_wire() {
     }
     for (host, peer) in [(0, 1), (1, 0)] {
         let addr = network.hosts[host].addr;
-        let sent: usize = network.wire.iter().filter(|(_, src, ..)| *src == addr).map(|(.., datagram)| datagram.len()).sum();
+        let sent: usize =
+            network.wire.iter().filter(|(_, src, ..)| *src == addr).map(|(.., datagram)| datagram.len()).sum();
         assert_eq!(network.peer(host, peer).tx_bytes, sent as u64);
         assert_eq!(network.peer(peer, host).rx_bytes, sent as u64);
     }
@@ -482,7 +484,9 @@ fn under_load_a_handshake_needs_a_cookie_and_still_completes() {
             let spoofed = SocketAddr::from(([198, 51, (n >> 8) as u8, n as u8], 1000));
             network.deliver(spoofed, target, &initiation);
         }
-        network.flying.retain(|(_, _, to, _)| to.ip() == IpAddr::from([192, 0, 2, 1]) || to.ip() == IpAddr::from([192, 0, 2, 2]));
+        network
+            .flying
+            .retain(|(_, _, to, _)| to.ip() == IpAddr::from([192, 0, 2, 1]) || to.ip() == IpAddr::from([192, 0, 2, 2]));
         network.run(TICK * 2);
     }
     assert_eq!(network.bodies(1), [1]);
