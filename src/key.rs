@@ -200,7 +200,7 @@ mod tests {
         let private: Vec<u8> = (0..32)
             .map(|i| {
                 u8::from_str_radix(
-                    &"77076d0a7318a57d3c16c17251b26645df4c2f9287ebc992ac099fb2b8b6eb2a".get(2 * i..2 * i + 2).unwrap(),
+                    "77076d0a7318a57d3c16c17251b26645df4c2f9287ebc992ac099fb2b8b6eb2a".get(2 * i..2 * i + 2).unwrap(),
                     16,
                 )
                 .unwrap()

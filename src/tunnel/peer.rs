@@ -90,10 +90,8 @@ impl Session {
 
     /// Takes over what needs no new session. A new endpoint undoes roaming, an unchanged one does not.
     pub(super) fn adopt(&mut self, settings: PeerSettings) {
-        if settings.endpoint != self.settings.endpoint {
-            if let Some(remote) = settings.endpoint {
-                self.set_endpoint(remote);
-            }
+        if let Some(remote) = settings.endpoint.filter(|_| settings.endpoint != self.settings.endpoint) {
+            self.set_endpoint(remote);
         }
         self.settings = settings;
     }
@@ -158,8 +156,9 @@ impl Session {
         wall: SystemTime,
     ) -> Opened {
         let opened = match self.tunn.decapsulate(None, datagram, inbox.spare()) {
-            TunnResult::WriteToTunnelV4(packet, _) => Opened::Packet(packet.len()),
-            TunnResult::WriteToTunnelV6(packet, _) => Opened::Packet(packet.len()),
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Opened::Packet(packet.len())
+            }
             TunnResult::Done => Opened::Keepalive,
             _ => return Opened::Refused,
         };

@@ -65,6 +65,6 @@ impl Table {
     /// An index that is not in `taken`. Random, so that it tells nothing about how many peers there are.
     pub(super) fn free_index(taken: &HashSet<u32>) -> u32 {
         let random = RandomState::new();
-        (0u32..).map(|n| random.hash_one(n) as u32 >> 8).find(|index| !taken.contains(index)).unwrap_or_default()
+        (0..u32::MAX).map(|n| random.hash_one(n) as u32 >> 8).find(|index| !taken.contains(index)).unwrap_or_default()
     }
 }

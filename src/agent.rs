@@ -1,0 +1,262 @@
+//! The supervisor: starts the parts in the order that fails closed, and takes them down again.
+//!
+//! 1. The files are read and checked, the run directory is locked, the UDP port is bound: what can be refused is
+//!    refused before anything is touched.
+//! 2. The guard is armed, before there is an interface.
+//! 3. The interface is created and the kernel reconciled: addresses, routes, rules, nft, sysctls.
+//! 4. The forwarding loop starts, then the control sockets, and whoever waits is told that all is ready.
+//!
+//! `meshd down` undoes all of it. A signal ends the process alone: the interface and the routes through it go, the
+//! guard and the `unreachable` routes stay, so that an egress bridge has no way out until the agent is back.
+
+mod detach;
+mod endpoints;
+mod running;
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Dirs, Failure, UpOptions};
+use crate::config::Config;
+use crate::control::{self, Agent as _, api};
+use crate::dataplane::{Dataplane, Tun, Udp};
+use crate::host::{self, Reconciler};
+use crate::store;
+use crate::tunnel::Device;
+use endpoints::Endpoints;
+use running::{Changing, Running, Shown};
+
+/// Where wg(8) looks for userspace implementations.
+const UAPI_DIR: &str = "/var/run/wireguard";
+/// How often names of silent peers are looked at.
+const TEND: Duration = Duration::from_secs(5);
+/// Every so many times the kernel is compared with the plan.
+const KERNEL_EVERY: u32 = 6;
+
+/// Runs the agent until it is told to end; with `--detach`, starts it and returns.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn run(dirs: &Dirs, options: &UpOptions) -> Result<(), Failure> {
+    if options.detach {
+        refuse_second(&dirs.run)?;
+        for warning in detach::start(dirs)? {
+            eprintln!("meshd: warning: {warning}");
+        }
+        return Ok(());
+    }
+    start_logging();
+    let result = runtime()?.block_on(supervise(dirs, options.ready_on_stdout));
+    if let (Err(failure), true) = (&result, options.ready_on_stdout) {
+        detach::report(Err(failure));
+    }
+    result
+}
+
+/// What `meshd up` would change, when no agent runs.
+///
+/// # Errors
+/// When the configuration is refused or the kernel cannot be read.
+pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
+    let config = store::load(&dirs.config)?;
+    runtime()?.block_on(async {
+        let reconciler = Reconciler::new(&dirs.state, &config.host.interface).map_err(|error| failure("plan", &error))?;
+        reconciler.preview(&config).await.map(running::planned).map_err(|error| failure("plan", &error))
+    })
+}
+
+/// Removes what an agent that is gone has left. False when there was nothing.
+///
+/// # Errors
+/// What could not be removed.
+pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
+    let _lock = control::lock(&dirs.run).map_err(|error| Failure::failed(format!("down: {error}")))?;
+    runtime()?.block_on(async {
+        let interface = store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
+        let mut reconciler = Reconciler::new(&dirs.state, &interface).map_err(|error| failure("down", &error))?;
+        let removed = reconciler.teardown(keep_guard).await.map_err(|error| failure("down", &error))?;
+        Ok(!removed.is_empty())
+    })
+}
+
+async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
+    let config = Arc::new(store::load(&dirs.config)?);
+    let lock = control::lock(&dirs.run).map_err(|error| Failure::failed(format!("up: {error}")))?;
+    let (running, outcome) = start(dirs, &config).await?;
+    let running = Arc::new(running);
+    let mut signals = Signals::new()?;
+    let ending = running.ending.subscribe();
+    let ended = || {
+        let mut ending = ending.clone();
+        async move {
+            let _ = ending.wait_for(|ending| *ending).await;
+        }
+    };
+    let listener = control::server::bind(&lock).map_err(|error| Failure::failed(format!("up: {error}")))?;
+    let server = tokio::spawn(control::server::serve(Arc::clone(&running), listener, ended()));
+    let uapi = match control::uapi::bind(Path::new(UAPI_DIR), &config.host.interface) {
+        Ok(listener) => Some(tokio::spawn(control::uapi::serve(Arc::clone(&running), listener, ended()))),
+        Err(error) => {
+            tracing::warn!(%error, "wg(8) cannot see this tunnel");
+            None
+        }
+    };
+    tracing::info!(interface = config.host.interface, port = running.listen_port(), "ready");
+    for warning in &outcome.warnings {
+        tracing::warn!("{warning}");
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if ready_on_stdout {
+        detach::report(Ok(outcome.warnings));
+    }
+    tend(&running, &mut signals).await;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    running.ending.send_replace(true);
+    let _ = server.await;
+    if let Some(uapi) = uapi {
+        let _ = uapi.await;
+    }
+    drop(running.dataplane().take());
+    Ok(())
+}
+
+/// Builds a running agent; when a step fails, what was done before it is undone.
+async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<(Running, host::Outcome), Failure> {
+    let interface = &config.host.interface;
+    let udp = Udp::bind(config.host.listen_port).map_err(|error| Failure {
+        code: 1,
+        errors: vec![format!("up: UDP port {}: {error}", config.host.listen_port)],
+        remedy: Some("choose a free listen_port in meshd.toml, or find who has it with: ss -lunp".into()),
+    })?;
+    let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
+    // After a crash the guard stands already, and must go on standing whatever becomes of this start.
+    let guarded = host::guard_stands(interface).await;
+    let built = build(&mut reconciler, config, udp).await;
+    let (device, dataplane, endpoints, outcome) = match built {
+        Ok(built) => built,
+        Err(failure) => {
+            if let Err(error) = reconciler.teardown(guarded).await {
+                tracing::error!(%error, "what was begun could not be undone; `meshd down` tries again");
+            }
+            return Err(failure);
+        }
+    };
+    let running = Running {
+        config_dir: dirs.config.clone(),
+        device,
+        changing: AsyncMutex::new(Changing { reconciler, endpoints, down: false }),
+        shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings.clone() }),
+        dataplane: Mutex::new(Some(dataplane)),
+        ending: watch::channel(false).0,
+    };
+    Ok((running, outcome))
+}
+
+type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
+
+async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result<Built, Failure> {
+    reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
+    let tun = Tun::create(&config.host.interface).map_err(|error| no_interface(&config.host.interface, &error))?;
+    let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
+    let now = Instant::now();
+    let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
+    let mut endpoints = Endpoints::default();
+    device.configure(&config.private_key, &endpoints.settings(config).await, now);
+    let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
+        .map_err(|error| Failure::failed(format!("up: the forwarding threads: {error}")))?;
+    Ok((device, dataplane, endpoints, outcome))
+}
+
+/// Signals and what is due from time to time, until the end.
+async fn tend(running: &Running, signals: &mut Signals) {
+    let mut ending = running.ending.subscribe();
+    let mut due = tokio::time::interval_at(tokio::time::Instant::now() + TEND, TEND);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = 0;
+    loop {
+        tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => return,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => {
+                if let Err(problem) = running.reload().await {
+                    for error in &problem.errors {
+                        tracing::error!("{error}");
+                    }
+                }
+            }
+            _ = due.tick() => {
+                round += 1;
+                running.tend(round % KERNEL_EVERY == 0).await;
+            }
+        }
+    }
+    if running.config().host.bridges.iter().any(|bridge| bridge.egress != crate::config::Egress::Direct) {
+        tracing::info!("stopped; egress bridges stay closed until `meshd up`, or `meshd down` opens them");
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("up: signals: {error}")));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Logs to standard error, in journald's manner when it is journald that reads.
+fn start_logging() {
+    // boringtun reports every expired handshake as an error; `status` says the same in a way that can be read.
+    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let to_stderr = || tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let terminal = std::io::IsTerminal::is_terminal(&io::stderr());
+    // A second subscriber in one process can only be a test's.
+    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        to_stderr().with_ansi(false).without_time().try_init()
+    } else {
+        to_stderr().with_ansi(terminal).try_init()
+    };
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start: {error}")))
+}
+
+fn refuse_second(run_dir: &Path) -> Result<(), Failure> {
+    // The child finds out too; but its failure would come after a line in the running agent's log.
+    control::lock(run_dir).map(drop).map_err(|error| Failure::failed(format!("up: {error}")))
+}
+
+fn failure(what: &str, error: &host::Error) -> Failure {
+    Failure { code: 1, errors: vec![format!("{what}: {error}")], remedy: error.remedy().map(Into::into) }
+}
+
+fn no_interface(name: &str, error: &io::Error) -> Failure {
+    let (code, remedy) = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => (4, "run it as root: sudo meshd up".to_owned()),
+        Some(libc::EBUSY | libc::EEXIST | libc::EINVAL) => {
+            (1, format!("another program has an interface {name}: look with `ip -d link show {name}`, or choose another `interface` in meshd.toml"))
+        }
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => (1, "modprobe tun".to_owned()),
+        _ => (1, "look at the kernel's log: dmesg | tail".to_owned()),
+    };
+    Failure { code, errors: vec![format!("up: interface {name}: {error}")], remedy: Some(remedy) }
+}

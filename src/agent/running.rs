@@ -1,0 +1,254 @@
+//! The agent while it runs: what it holds, and what it is asked over the control socket.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, UNIX_EPOCH};
+
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use super::endpoints::Endpoints;
+use crate::config::{Config, Egress};
+use crate::control::{self, api};
+use crate::dataplane::Dataplane;
+use crate::host::{self, Reconciler};
+use crate::key::PrivateKey;
+use crate::store;
+use crate::tunnel::{Device, PeerSnapshot};
+
+/// The parts of a running agent.
+pub(super) struct Running {
+    pub(super) config_dir: PathBuf,
+    pub(super) device: Arc<Device>,
+    /// Everything that changes together; held through a whole reload, so that two never mix.
+    pub(super) changing: AsyncMutex<Changing>,
+    /// What `status` shows, which must answer while a reload is under way.
+    pub(super) shown: Mutex<Shown>,
+    /// Taken out when the agent goes down.
+    pub(super) dataplane: Mutex<Option<Dataplane>>,
+    /// Set to end the process.
+    pub(super) ending: watch::Sender<bool>,
+}
+
+pub(super) struct Changing {
+    pub(super) reconciler: Reconciler,
+    pub(super) endpoints: Endpoints,
+    /// `down` was asked for: nothing is to be programmed again.
+    pub(super) down: bool,
+}
+
+pub(super) struct Shown {
+    pub(super) config: Arc<Config>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Running {
+    pub(super) fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.shown().config)
+    }
+
+    pub(super) fn dataplane(&self) -> MutexGuard<'_, Option<Dataplane>> {
+        self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is due between events: names of silent peers, and what others changed in the kernel.
+    pub(super) async fn tend(&self, kernel: bool) {
+        let config = self.config();
+        let mut changing = self.changing.lock().await;
+        if changing.down {
+            return;
+        }
+        changing.endpoints.refresh(&config, &self.device).await;
+        if !kernel {
+            return;
+        }
+        match changing.reconciler.reconcile(&config).await {
+            Ok(outcome) => {
+                for change in &outcome.changes {
+                    tracing::warn!(%change, "the kernel had lost what meshd programmed; put back");
+                }
+                self.shown().warnings = outcome.warnings;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the kernel could not be brought to what it should hold");
+                self.shown().warnings = vec![error.to_string()];
+            }
+        }
+    }
+
+    /// Applies a checked configuration: what can fail first, the tunnel last.
+    async fn apply(&self, changing: &mut Changing, new: &Arc<Config>) -> Result<api::Reloaded, api::Problem> {
+        let old = self.config();
+        if new.host.interface != old.host.interface {
+            return Err(api::Problem {
+                refused: true,
+                errors: vec![format!(
+                    "reload: the interface cannot change from {} to {} while the agent runs",
+                    old.host.interface, new.host.interface
+                )],
+                remedy: Some("meshd down, then meshd up".into()),
+            });
+        }
+        if new.host.listen_port != old.host.listen_port {
+            control::Agent::set_listen_port(self, new.host.listen_port).map_err(|error| api::Problem {
+                refused: false,
+                errors: vec![format!("reload: UDP port {}: {error}", new.host.listen_port)],
+                remedy: Some("choose a free listen_port".into()),
+            })?;
+        }
+        let outcome = match changing.reconciler.reconcile(new).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // Back to what ran before; if that fails too, the first error is the one that tells why.
+                let _ = changing.reconciler.reconcile(&old).await;
+                if new.host.listen_port != old.host.listen_port {
+                    let _ = control::Agent::set_listen_port(self, old.host.listen_port);
+                }
+                return Err(problem("reload", &error));
+            }
+        };
+        let settings = changing.endpoints.settings(new).await;
+        self.device.set_mtu(new.host.mtu);
+        self.device.configure(&new.private_key, &settings, Instant::now());
+        if let Some(dataplane) = &*self.dataplane() {
+            dataplane.nudge();
+        }
+        let mut changes = peer_changes(&old, new);
+        changes.extend(outcome.changes.iter().map(ToString::to_string));
+        *self.shown() = Shown { config: Arc::clone(new), warnings: outcome.warnings.clone() };
+        Ok(api::Reloaded { changes, warnings: outcome.warnings })
+    }
+}
+
+impl control::Agent for Running {
+    async fn status(&self) -> api::Status {
+        let config = self.config();
+        let mut bridges = Vec::with_capacity(config.host.bridges.len());
+        for bridge in &config.host.bridges {
+            let armed = bridge.egress != Egress::Direct && host::guard_armed(&config.host.interface, &bridge.name).await;
+            bridges.push(api::BridgeStatus {
+                name: bridge.name.clone(),
+                subnets: bridge.subnets.clone(),
+                egress: bridge.egress.to_string(),
+                guard: if armed { api::Guard::Armed } else { api::Guard::Off },
+            });
+        }
+        let mut peers: Vec<_> =
+            self.device.peers(Instant::now()).iter().map(|snapshot| peer_status(&config, snapshot)).collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        api::Status {
+            name: config.host.name.clone(),
+            interface: config.host.interface.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            public_key: self.device.public_key(),
+            listen_port: control::Agent::listen_port(self),
+            mtu: config.host.mtu,
+            addresses: config.host.addresses.clone(),
+            peers,
+            bridges,
+            warnings: self.shown().warnings.clone(),
+        }
+    }
+
+    async fn reload(&self) -> Result<api::Reloaded, api::Problem> {
+        let mut changing = self.changing.lock().await;
+        let config = Arc::new(store::load(&self.config_dir).map_err(|error| refused(&error))?);
+        let reloaded = self.apply(&mut changing, &config).await?;
+        for change in &reloaded.changes {
+            tracing::info!(change, "reloaded");
+        }
+        Ok(reloaded)
+    }
+
+    async fn plan(&self) -> Result<api::Plan, api::Problem> {
+        let config = store::load(&self.config_dir).map_err(|error| refused(&error))?;
+        let changing = self.changing.lock().await;
+        changing.reconciler.preview(&config).await.map(planned).map_err(|error| problem("plan", &error))
+    }
+
+    async fn down(&self, keep_guard: bool) -> Result<(), api::Problem> {
+        let mut changing = self.changing.lock().await;
+        changing.down = true;
+        // The interface goes first and takes its routes along; what is left of the tables says "unreachable" until
+        // the guard, last of all, is taken away.
+        drop(self.dataplane().take());
+        let result = changing.reconciler.teardown(keep_guard).await;
+        self.ending.send_replace(true);
+        result.map(drop).map_err(|error| problem("down", &error))
+    }
+
+    fn device(&self) -> Arc<Device> {
+        Arc::clone(&self.device)
+    }
+
+    fn listen_port(&self) -> u16 {
+        self.dataplane().as_ref().map_or(0, Dataplane::port)
+    }
+
+    fn set_listen_port(&self, port: u16) -> std::io::Result<()> {
+        match &*self.dataplane() {
+            Some(dataplane) if port != dataplane.port() => dataplane.rebind(port),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_private_key(&self, key: PrivateKey) {
+        self.device.set_private_key(key, Instant::now());
+    }
+}
+
+/// A plan in the terms of `--json`.
+pub(super) fn planned(outcome: host::Outcome) -> api::Plan {
+    let changes = outcome
+        .changes
+        .iter()
+        .map(|change| api::PlannedChange {
+            action: change.action().into(),
+            kind: change.kind().into(),
+            command: change.to_string(),
+        })
+        .collect();
+    api::Plan { changes, warnings: outcome.warnings }
+}
+
+fn refused(error: &store::Error) -> api::Problem {
+    api::Problem { refused: true, errors: error.lines(), remedy: error.remedy() }
+}
+
+fn problem(what: &str, error: &host::Error) -> api::Problem {
+    api::Problem {
+        refused: false,
+        errors: vec![format!("{what}: {error}")],
+        remedy: error.remedy().map(ToString::to_string),
+    }
+}
+
+fn peer_changes(old: &Config, new: &Config) -> Vec<String> {
+    let gone = old.peers.iter().filter(|peer| new.peer(&peer.name).is_none()).map(|peer| format!("- peer {}", peer.name));
+    let other = new.peers.iter().filter_map(|peer| match old.peer(&peer.name) {
+        None => Some(format!("+ peer {}", peer.name)),
+        Some(before) => (before != peer).then(|| format!("~ peer {}", peer.name)),
+    });
+    gone.chain(other).collect()
+}
+
+fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {
+    let settings = &snapshot.settings;
+    let peer = config.peers.iter().find(|peer| peer.public_key == settings.public_key);
+    api::PeerStatus {
+        name: peer.map_or_else(|| settings.public_key.to_string()[..8].to_owned(), |peer| peer.name.clone()),
+        public_key: settings.public_key,
+        endpoint: settings.endpoint,
+        addresses: peer.map(|peer| peer.addresses.clone()).unwrap_or_default(),
+        subnets: peer.map(|peer| peer.subnets.clone()).unwrap_or_default(),
+        allowed_ips: settings.allowed_ips.clone(),
+        latest_handshake: snapshot.latest_handshake.and_then(|time| Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())),
+        rx_bytes: snapshot.rx_bytes,
+        tx_bytes: snapshot.tx_bytes,
+        state: snapshot.state,
+        persistent_keepalive: settings.persistent_keepalive,
+    }
+}
