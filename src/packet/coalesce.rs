@@ -286,3 +286,6 @@ fn options<'a>(arena: &'a [u8], start: usize, segment: &Segment) -> &'a [u8] {
     let fixed = if segment.flow.ipv4 { IPV4_HEADER } else { IPV6_HEADER } + 20;
     arena.get(start + fixed..start + segment.header).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
