@@ -283,7 +283,11 @@ fn batch() -> impl Strategy<Value = Vec<Vec<u8>>> {
             .flat_map(|(sample, mss, source, port, fixed)| {
                 let sample = Sample { source, source_port: port.into(), ..sample };
                 let mut parts = sample.split(mss);
-                parts.iter_mut().filter(|_| fixed && sample.dont_fragment).for_each(|part| part.id = sample.id);
+                if fixed && sample.dont_fragment {
+                    for part in &mut parts {
+                        part.id = sample.id;
+                    }
+                }
                 parts.into_iter().map(|part| part.build())
             })
             .collect();
@@ -330,7 +334,9 @@ proptest! {
         first in prop::sample::select(vec![0x45u8, 0x60, 0x46, 0x00]),
     ) {
         let mut packets = packets;
-        packets.iter_mut().for_each(|packet| packet[0] = first);
+        for packet in &mut packets {
+            packet[0] = first;
+        }
         prop_assert_eq!(coalesce(BOTH, &packets), alone(&packets));
     }
 
