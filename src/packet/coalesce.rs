@@ -211,7 +211,6 @@ impl Growth {
         let first = &self.first;
         next.mergeable
             && next.network == first.network
-            && next.header == first.header
             && next.payload <= first.payload
             && self.len + next.payload <= MAX_PACKET
             && self.admits_id(next)
