@@ -211,7 +211,6 @@ impl Growth {
         let first = &self.first;
         next.mergeable
             && next.network == first.network
-            && next.header == first.header
             && next.payload <= first.payload
             && self.len + next.payload <= MAX_PACKET
             && self.admits_id(next)
@@ -286,3 +285,6 @@ fn options<'a>(arena: &'a [u8], start: usize, segment: &Segment) -> &'a [u8] {
     let fixed = if segment.flow.ipv4 { IPV4_HEADER } else { IPV6_HEADER } + 20;
     arena.get(start + fixed..start + segment.header).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

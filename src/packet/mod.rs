@@ -11,6 +11,9 @@ pub mod ip;
 pub mod segment;
 pub mod virtio;
 
+#[cfg(test)]
+mod testing;
+
 pub use coalesce::{Coalescer, Offload};
 pub use ip::{Ip, destination, source};
 pub use segment::{SegmentError, segment};

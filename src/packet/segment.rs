@@ -269,3 +269,6 @@ pub fn padding(len: usize, mtu: usize) -> usize {
     let last_unit = if len > mtu { len % mtu } else { len };
     last_unit.next_multiple_of(PADDING).min(mtu) - last_unit
 }
+
+#[cfg(test)]
+mod tests;
