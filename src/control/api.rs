@@ -111,6 +111,14 @@ pub struct PlannedChange {
     pub command: String,
 }
 
+/// What `meshd down` asks.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Down {
+    /// Leaves the nft guard armed.
+    pub keep_guard: bool,
+}
+
 /// Why the agent did not do what it was asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Problem {

@@ -3,9 +3,21 @@
 //! The agent implements [`Agent`] for the server, so that imports run one way.
 
 pub mod api;
+pub mod client;
+mod connections;
+#[cfg(test)]
+pub(crate) mod fake;
+mod lock;
+pub mod metrics;
+pub mod server;
+mod socket;
+pub mod uapi;
 
 use std::future::Future;
 use std::sync::Arc;
+
+pub use lock::{LockError, PID_FILE, RunLock, Running, lock, running};
+pub use socket::{BindError, Listener};
 
 use crate::key::PrivateKey;
 use crate::tunnel::Device;
@@ -29,3 +41,6 @@ pub trait Agent: Send + Sync + 'static {
     /// Changes the tunnel's key until the next reload (`wg set IF private-key FILE`).
     fn set_private_key(&self, key: PrivateKey);
 }
+
+#[cfg(test)]
+mod tests;

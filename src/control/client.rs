@@ -1,0 +1,184 @@
+//! The command line's side of [`super::server`]. Blocking; one connection for each request.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use nix::unistd::{Gid, Group};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use super::{api, running, server};
+
+/// Reading never waits for the kernel or a peer.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+/// A change programs the kernel, and may wait for another that runs.
+const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why the agent gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No agent has the run directory.
+    #[error("the agent is not running")]
+    NotRunning,
+    /// One has, and does not listen: it starts, ends or hangs.
+    #[error("the agent{} runs but does not answer", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    NotAnswering {
+        /// Its process.
+        pid: Option<i32>,
+    },
+    /// The socket is for others.
+    #[error("{}: permission denied", .socket.display())]
+    PermissionDenied {
+        /// The control socket.
+        socket: PathBuf,
+        /// The group that may open it, unless that is root's.
+        group: Option<String>,
+    },
+    /// It answered why not.
+    #[error("{}", .0.errors.join("; "))]
+    Problem(api::Problem),
+    /// It answered something else.
+    #[error("unexpected answer from the agent: {0}")]
+    Protocol(String),
+    /// The connection failed.
+    #[error("{}: {source}", .socket.display())]
+    Io {
+        /// The control socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A way to the running agent.
+#[derive(Debug)]
+pub struct Client {
+    run_dir: PathBuf,
+    runtime: Runtime,
+    /// Opened to see whether the agent is there, and used for the first request.
+    first: Option<UnixStream>,
+}
+
+impl Client {
+    /// Finds the agent of a run directory.
+    pub fn connect(run_dir: &Path) -> Result<Self, ClientError> {
+        let io_error = |source| ClientError::Io { socket: run_dir.join(server::SOCKET), source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io_error)?;
+        let first = Some(runtime.block_on(open(run_dir))?);
+        Ok(Self { run_dir: run_dir.to_owned(), runtime, first })
+    }
+
+    /// For `meshd status`.
+    pub fn status(&mut self) -> Result<api::Status, ClientError> {
+        self.request(Method::GET, "/v1/status", Bytes::new(), READ_LIMIT)
+    }
+
+    /// What a reload would change in the kernel.
+    pub fn plan(&mut self) -> Result<api::Plan, ClientError> {
+        self.request(Method::GET, "/v1/plan", Bytes::new(), CHANGE_LIMIT)
+    }
+
+    /// Applies edited files.
+    pub fn reload(&mut self) -> Result<api::Reloaded, ClientError> {
+        self.request(Method::POST, "/v1/reload", Bytes::new(), CHANGE_LIMIT)
+    }
+
+    /// Has the agent remove what it programmed and end. It may live a moment longer than its answer: see
+    /// [`super::Running::wait`].
+    pub fn down(&mut self, keep_guard: bool) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(&api::Down { keep_guard });
+        let body = body.map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let _: serde_json::Value = self.request(Method::POST, "/v1/down", body.into(), CHANGE_LIMIT)?;
+        Ok(())
+    }
+
+    fn request<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<T, ClientError> {
+        let first = self.first.take();
+        let exchange = exchange(&self.run_dir, first, method, path, body);
+        let outcome = self.runtime.block_on(async { tokio::time::timeout(limit, exchange).await });
+        let (status, body) = outcome
+            .map_err(|_| ClientError::NotAnswering { pid: running(&self.run_dir).and_then(|agent| agent.pid) })??;
+        if !status.is_success() {
+            let problem = serde_json::from_slice(&body);
+            return Err(problem.map_or_else(|_| ClientError::Protocol(status.to_string()), ClientError::Problem));
+        }
+        serde_json::from_slice(&body).map_err(|error| ClientError::Protocol(error.to_string()))
+    }
+}
+
+async fn open(run_dir: &Path) -> Result<UnixStream, ClientError> {
+    let socket = run_dir.join(server::SOCKET);
+    // A full backlog says EAGAIN at once, as tokio's sockets do not block: an agent under attack, so ask again.
+    let mut patience = 50;
+    loop {
+        let error = match UnixStream::connect(&socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        return Err(match error.kind() {
+            io::ErrorKind::WouldBlock if patience > 0 => {
+                patience -= 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => match running(run_dir) {
+                Some(agent) => ClientError::NotAnswering { pid: agent.pid },
+                None => ClientError::NotRunning,
+            },
+            io::ErrorKind::PermissionDenied => ClientError::PermissionDenied { group: group_of(&socket), socket },
+            _ => ClientError::Io { socket, source: error },
+        });
+    }
+}
+
+fn group_of(socket: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let gid = std::fs::symlink_metadata(socket).ok()?.gid();
+    if gid == 0 {
+        return None;
+    }
+    Some(Group::from_gid(Gid::from_raw(gid)).ok()??.name)
+}
+
+async fn exchange(
+    run_dir: &Path,
+    first: Option<UnixStream>,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let stream = match first {
+        Some(stream) => stream,
+        None => open(run_dir).await?,
+    };
+    let failed = |source| ClientError::Io { socket: run_dir.join(server::SOCKET), source };
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(io::Error::other(error)))?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "meshd")
+        .body(Full::new(body))
+        .map_err(|error| ClientError::Protocol(error.to_string()))?;
+    // Its errors are those of the response below; its end without error is the agent's, which closes after the answer.
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(|error| failed(io::Error::other(error)))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+    connection.abort();
+    Ok((status, body.map_err(|error| failed(io::Error::other(error)))?.to_bytes()))
+}

@@ -1,0 +1,146 @@
+//! An agent that programs nothing, for the tests of both ends of the sockets.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use tokio::sync::{Notify, Semaphore};
+
+use super::{Agent, api};
+use crate::key::{PrivateKey, PublicKey};
+use crate::tunnel::{Device, PeerState};
+
+pub(crate) fn peer_key(seed: u8) -> PublicKey {
+    PrivateKey::from_bytes([seed; 32]).public_key()
+}
+
+pub(crate) fn hex_of(key: &[u8; 32]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Home of the worked example: one peer that is up, one that never was heard of.
+pub(crate) fn status() -> api::Status {
+    let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<ipnet::IpNet>>();
+    api::Status {
+        name: "home".to_owned(),
+        interface: "mesh0".to_owned(),
+        version: "0.1.0".to_owned(),
+        public_key: peer_key(100),
+        listen_port: 51820,
+        mtu: 1420,
+        addresses: nets(&["10.88.0.2/24", "fd88::2/64"]),
+        peers: vec![
+            api::PeerStatus {
+                name: "vps".to_owned(),
+                public_key: peer_key(1),
+                endpoint: Some("203.0.113.10:51820".parse().unwrap()),
+                addresses: vec!["10.88.0.1".parse().unwrap()],
+                subnets: nets(&["10.89.1.0/24"]),
+                allowed_ips: nets(&["0.0.0.0/0", "10.88.0.1/32", "10.89.1.0/24", "::/0"]),
+                latest_handshake: Some(1_700_000_088),
+                rx_bytes: 1_234_567,
+                tx_bytes: 89,
+                state: PeerState::Up,
+                persistent_keepalive: Some(25),
+            },
+            api::PeerStatus {
+                name: "phone".to_owned(),
+                public_key: peer_key(2),
+                endpoint: None,
+                addresses: vec!["10.88.0.3".parse().unwrap()],
+                subnets: vec![],
+                allowed_ips: nets(&["10.88.0.3/32"]),
+                latest_handshake: None,
+                rx_bytes: 0,
+                tx_bytes: 0,
+                state: PeerState::Down,
+                persistent_keepalive: None,
+            },
+        ],
+        bridges: vec![api::BridgeStatus {
+            name: "br0".to_owned(),
+            subnets: nets(&["10.89.2.0/24", "fd89:2::/64"]),
+            egress: "vps".to_owned(),
+            guard: api::Guard::Armed,
+        }],
+        warnings: vec!["peer phone: has no endpoint and was never heard of".to_owned()],
+    }
+}
+
+/// What was asked of it is in `calls`.
+pub(crate) struct FakeAgent {
+    pub calls: Mutex<Vec<String>>,
+    pub reloaded: Mutex<Result<api::Reloaded, api::Problem>>,
+    /// A reload waits for a permit of this.
+    pub reload_gate: Semaphore,
+    pub reload_began: Notify,
+    pub reload_ended: Notify,
+    pub shutdown: Notify,
+}
+
+impl FakeAgent {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            calls: Mutex::default(),
+            reloaded: Mutex::new(Ok(api::Reloaded::default())),
+            reload_gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            reload_began: Notify::new(),
+            reload_ended: Notify::new(),
+            shutdown: Notify::new(),
+        })
+    }
+
+    fn called(&self, what: impl Into<String>) {
+        self.calls.lock().unwrap().push(what.into());
+    }
+
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+}
+
+impl Agent for FakeAgent {
+    fn status(&self) -> api::Status {
+        self.called("status");
+        status()
+    }
+
+    async fn reload(&self) -> Result<api::Reloaded, api::Problem> {
+        self.called("reload");
+        self.reload_began.notify_one();
+        let _permit = self.reload_gate.acquire().await.unwrap();
+        self.reload_ended.notify_one();
+        self.reloaded.lock().unwrap().clone()
+    }
+
+    fn plan(&self) -> impl Future<Output = Result<api::Plan, api::Problem>> + Send {
+        let change = api::PlannedChange {
+            action: "add".to_owned(),
+            kind: "rule".to_owned(),
+            command: "ip rule add iif br0 lookup 8820".to_owned(),
+        };
+        std::future::ready(Ok(api::Plan { changes: vec![change], warnings: vec![] }))
+    }
+
+    fn down(&self, keep_guard: bool) -> impl Future<Output = Result<(), api::Problem>> + Send {
+        self.called(format!("down {keep_guard}"));
+        self.shutdown.notify_one();
+        std::future::ready(Ok(()))
+    }
+
+    fn device(&self) -> Arc<Device> {
+        Arc::new(Device::new(PrivateKey::from_bytes([100; 32]), Instant::now()))
+    }
+
+    fn listen_port(&self) -> u16 {
+        51820
+    }
+
+    fn set_listen_port(&self, _port: u16) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_private_key(&self, _key: PrivateKey) {}
+}
