@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::file::{FileLines, Files};
-use super::problem::{Problem, Problems, list, quote};
+use super::problem::{Problem, Problems, list_of_names, quote};
 use super::{Config, Egress, Endpoint, Peer, Protocol};
 
 /// Everything that is wrong between the files.
@@ -90,7 +90,7 @@ impl<'a> Check<'a> {
         let (host, config) = (&self.config.host, self.config);
         let peers = match config.peers.is_empty() {
             true => "there are no peers yet".to_owned(),
-            false => format!("peers are: {}", list(config.peers.iter().map(|peer| &peer.name))),
+            false => format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name))),
         };
         for (index, bridge) in host.bridges.iter().enumerate() {
             if let Egress::Peer(name) = &bridge.egress
@@ -144,7 +144,7 @@ impl<'a> Check<'a> {
                 "addresses: empty; write this host's inside the mesh, such as \"10.88.0.2/24\"".into(),
             );
         }
-        let networks = list(config.host.addresses.iter().map(IpNet::trunc));
+        let networks = list_of_names(config.host.addresses.iter().map(IpNet::trunc));
         for peer in &config.peers {
             for (index, addr) in peer.addresses.iter().enumerate() {
                 let (key, shown) = (format!("addresses[{index}]"), quote(&addr.to_string()));
@@ -246,7 +246,7 @@ impl<'a> Check<'a> {
             {
                 let known = match networks.next() {
                     None => "there are none yet".to_owned(),
-                    Some(first) => format!("these are: {}", list(std::iter::once(first).chain(networks))),
+                    Some(first) => format!("these are: {}", list_of_names(std::iter::once(first).chain(networks))),
                 };
                 let message = format!("publish: to {to} is in no subnet of a bridge or a peer; {known}");
                 self.host_problem(&key("to"), message);

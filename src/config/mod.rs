@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
 pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
-pub use problem::{Problem, printable, quote};
+pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
 
 /// One host's whole configuration.

@@ -30,12 +30,6 @@ impl Problems {
     pub(super) fn add(&mut self, path: &str, line: usize, message: String) {
         if self.0.len() < MOST {
             self.0.push(Problem { path: path.to_owned(), line, message });
-        } else if self.0.len() == MOST {
-            self.0.push(Problem {
-                path: path.to_owned(),
-                line,
-                message: "more errors follow; these come first".into(),
-            });
         }
     }
 
@@ -70,7 +64,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// `a, b, c`, quoted only where a name needs it, and not endlessly.
-pub(super) fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+pub fn list_of_names<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     const MOST_SHOWN: usize = 12;
     let all: Vec<String> = items.into_iter().map(|item| printable(&item.to_string())).collect();
     let mut shown = all.iter().take(MOST_SHOWN).cloned().collect::<Vec<_>>().join(", ");
