@@ -9,6 +9,7 @@
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
 //! | `plan`, `tunnel`, `packet`, `config`, `key` | the core: pure, `now` is an argument |
 
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -17,4 +18,5 @@ pub mod host;
 pub mod key;
 pub mod packet;
 pub mod plan;
+pub mod store;
 pub mod tunnel;

@@ -1,15 +1,46 @@
 //! The command line: one file a command; prints, never decides.
 
+mod complete;
+mod down;
+mod init;
+mod keys;
+mod man;
+mod peer;
+mod plan;
+mod reload;
+mod running;
+mod show;
+mod status;
+mod up;
+
+use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::config::printable;
+use crate::store;
 
 /// The three folders of the contract, by flag, environment or default.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Folders")]
 pub struct Dirs {
-    /// `--dir`, `MESHD_DIR`, `/etc/meshd`.
+    /// Configuration: meshd.toml, private.key and peers/
+    #[arg(long = "dir", value_name = "PATH", global = true, env = "MESHD_DIR", default_value = "/etc/meshd")]
     pub config: PathBuf,
-    /// `--run-dir`, `MESHD_RUN_DIR`, `/run/meshd`.
+    /// Sockets and the pid
+    #[arg(long = "run-dir", value_name = "PATH", global = true, env = "MESHD_RUN_DIR", default_value = "/run/meshd")]
     pub run: PathBuf,
-    /// `--state-dir`, `MESHD_STATE_DIR`, `/var/lib/meshd`.
+    /// State that outlives the agent
+    #[arg(
+        long = "state-dir",
+        value_name = "PATH",
+        global = true,
+        env = "MESHD_STATE_DIR",
+        default_value = "/var/lib/meshd"
+    )]
     pub state: PathBuf,
 }
 
@@ -22,4 +53,180 @@ pub struct Failure {
     pub errors: Vec<String>,
     /// The remedy, printed with `try: ` before it.
     pub remedy: Option<String>,
+}
+
+impl Failure {
+    /// A failure of one line, `what: why`.
+    pub fn new(code: u8, error: impl Into<String>) -> Self {
+        Self { code, errors: vec![error.into()], remedy: None }
+    }
+
+    /// With what the operator can do about it.
+    #[must_use]
+    pub fn try_this(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        Self { code: if error.refused() { 4 } else { 1 }, errors: error.errors(), remedy: error.remedy() }
+    }
+}
+
+/// Joins this host's container bridges with those of other hosts over WireGuard
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version, max_term_width = 80, disable_help_subcommand = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    dirs: Dirs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  meshd init --name home --bridge br0=10.89.2.0/24   write a first configuration
+  meshd up --detach                                  run the agent
+  meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
+      --address 10.88.0.1 --subnet 10.89.1.0/24
+  meshd status                                       peers, handshakes, traffic
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a first configuration; overwrite nothing
+    Init(init::Args),
+    /// Run the agent
+    Up(up::Args),
+    /// Stop the agent and remove all that it programmed
+    Down(down::Args),
+    /// Apply edited files; unchanged sessions lose no packet
+    Reload(reload::Args),
+    /// Show peers, handshakes, traffic, egress and guard
+    Status(status::Args),
+    /// Show what would change on this host; change nothing
+    Plan(plan::Args),
+    /// Add, list, show and remove peers
+    Peer(peer::Args),
+    /// Print a new private key
+    Genkey(keys::Genkey),
+    /// Print the public key of the private key on standard input
+    Pubkey(keys::Pubkey),
+    /// Print a new preshared key
+    Genpsk(keys::Genpsk),
+    /// Print completions for a shell
+    Completions(complete::Args),
+    /// Print the manual page, or write one for each command
+    Man(man::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let outcome = match parsed {
+        Ok(cli) => run(cli),
+        Err(error) => usage(&error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let dirs = &cli.dirs;
+    match cli.command {
+        Command::Init(args) => init::run(args, dirs),
+        Command::Up(args) => up::run(args, dirs),
+        Command::Down(args) => down::run(args, dirs),
+        Command::Reload(args) => reload::run(args, dirs),
+        Command::Status(args) => status::run(args, dirs),
+        Command::Plan(args) => plan::run(args, dirs),
+        Command::Peer(args) => peer::run(args, dirs),
+        Command::Genkey(args) => keys::genkey(args),
+        Command::Pubkey(args) => keys::pubkey(args),
+        Command::Genpsk(args) => keys::genpsk(args),
+        Command::Completions(args) => complete::run(args),
+        Command::Man(args) => man::run(args),
+    }
+}
+
+/// The whole command, for completions and manual pages.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Prints to standard output. That the reader has gone (`meshd peer list | head -1`) is not a failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(1, format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value of the stable JSON interface.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(1, format!("json: {error}")))?;
+    print(&format!("{text}\n"))
+}
+
+fn report(failure: &Failure) {
+    let mut text = String::new();
+    for error in &failure.errors {
+        text.push_str(&format!("meshd: {}\n", printable(error)));
+    }
+    if let Some(remedy) = &failure.remedy {
+        text.push_str(&format!("try: {}\n", printable(remedy)));
+    }
+    // Nowhere is left to say that standard error is closed.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Help and version are printed; a mistake becomes one line and a remedy, as for every other error.
+fn usage(error: &clap::Error) -> Result<(), Failure> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let text = error.render();
+        // clap decides by the terminal and NO_COLOR whether to colour it.
+        return match error.print() {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => print(&text.to_string()),
+            _ => Ok(()),
+        };
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let text = error.render().to_string();
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+        return Err(Failure { code: 2, errors: Vec::new(), remedy: None });
+    }
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let message = first.strip_prefix("error: ").unwrap_or(first).split_whitespace().collect::<Vec<_>>().join(" ");
+    let suggested = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg].into_iter().find_map(|kind| {
+        match error.get(kind)? {
+            ContextValue::String(one) => Some(one.clone()),
+            ContextValue::Strings(some) => some.first().cloned(),
+            _ => None,
+        }
+    });
+    let asked: Vec<String> = std::env::args().skip(1).take_while(|arg| known_command(arg)).collect();
+    let help = ["meshd".to_owned()].into_iter().chain(asked).chain(["--help".to_owned()]).collect::<Vec<_>>().join(" ");
+    Err(Failure::new(2, format!("usage: {message}")).try_this(match suggested {
+        Some(word) => format!("{word}, or {help}"),
+        None => help,
+    }))
+}
+
+fn known_command(word: &str) -> bool {
+    fn within(command: &clap::Command, word: &str) -> bool {
+        command.get_subcommands().any(|sub| sub.get_name() == word || within(sub, word))
+    }
+    within(&command(), word)
 }

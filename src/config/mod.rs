@@ -1,6 +1,20 @@
 //! The configuration of one host: `meshd.toml`, `private.key` and `peers/NAME.toml`, checked.
 //!
-//! A [`Config`] can only be had through [`parse`], so whoever holds one need not check it again.
+//! A [`Config`] can only be had through [`parse`], so whoever holds one need not check it again. The bytes of all files
+//! go in, and either a whole configuration comes out or every problem there is, each with its file and line:
+//!
+//! 1. `reader` turns one file's TOML into values by the parsers of [`value`], and names unknown keys and wrong values.
+//! 2. `file` knows the keys of the three kinds of file.
+//! 3. `check` holds the files against each other, once each of them is sound by itself: before that, its errors would
+//!    only repeat the first ones in other words.
+
+mod check;
+mod file;
+mod problem;
+mod reader;
+#[cfg(test)]
+mod tests;
+pub mod value;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +22,10 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
+
+pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
+pub use problem::{Problem, list_of_names, printable, quote};
+pub use reader::MAX_FILE;
 
 /// One host's whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

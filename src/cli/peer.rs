@@ -1,0 +1,77 @@
+//! `meshd peer`: add, list, show, remove.
+
+mod add;
+mod list;
+mod remove;
+
+use clap::Subcommand;
+
+use super::{Dirs, Failure, running};
+use crate::config::{Config, Peer, list_of_names, quote};
+use crate::control::api::Reloaded;
+
+/// Arguments of `meshd peer`.
+#[derive(Debug, clap::Args)]
+#[command(
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  meshd peer list
+  meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
+      --address 10.88.0.1 --subnet 10.89.1.0/24
+  meshd peer remove vps"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a peer's file and have the running agent take it
+    Add(add::Args),
+    /// Show all peers as configured
+    List(list::List),
+    /// Show one peer as configured
+    Show(list::Show),
+    /// Remove a peer's file and have the running agent forget it
+    Remove(remove::Args),
+}
+
+/// Runs the command.
+pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
+    match args.command {
+        Command::Add(args) => add::run(args, dirs, running::reload),
+        Command::List(args) => list::list(args, dirs),
+        Command::Show(args) => list::show(args, dirs),
+        Command::Remove(args) => remove::run(args, dirs, running::reload),
+    }
+}
+
+/// A way to have the running agent read its files; `None` when none runs.
+trait Reload: FnOnce(&Dirs) -> Result<Option<Reloaded>, Failure> {}
+impl<F: FnOnce(&Dirs) -> Result<Option<Reloaded>, Failure>> Reload for F {}
+
+fn find<'a>(config: &'a Config, name: &str) -> Result<&'a Peer, Failure> {
+    config.peer(name).ok_or_else(|| unknown(name, config.peers.iter().map(|peer| peer.name.as_str())))
+}
+
+fn unknown<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
+    let mut names = names.peekable();
+    let why = match names.peek() {
+        None => "no such peer; there are none yet".to_owned(),
+        Some(_) => format!("no such peer; peers are: {}", list_of_names(names)),
+    };
+    Failure::new(1, format!("peer {}: {why}", quote(name))).try_this("meshd peer list")
+}
+
+/// What the agent did with it, for the last line.
+fn outcome(reloaded: Option<&Reloaded>) -> String {
+    match reloaded {
+        None => "the agent is not running; `meshd up` starts it with this\n".into(),
+        Some(reloaded) => {
+            let warnings: String = reloaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            format!("the running agent has it\n{warnings}")
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Holds the files against each other: names that must exist, networks that must not overlap, keys and ports that must
+//! not be claimed twice.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::file::{FileLines, Files};
+use super::problem::{Problem, Problems, list_of_names, quote};
+use super::{Config, Egress, Endpoint, Peer, Protocol};
+
+/// Everything that is wrong between the files.
+pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result<(), Vec<Problem>> {
+    let mut check = Check { config, files, lines, problems: Problems::default() };
+    check.interfaces();
+    check.peer_names();
+    check.keys();
+    check.mesh_addresses();
+    check.networks();
+    check.endpoints();
+    check.published();
+    check.problems.into_result()
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    files: &'a Files,
+    lines: &'a FileLines,
+    problems: Problems,
+}
+
+/// A network, whose it is and where that is written.
+struct Claim<'a> {
+    net: IpNet,
+    owner: Owner<'a>,
+    key: String,
+}
+
+/// Who has a network.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner<'a> {
+    Mesh,
+    Bridge(usize, &'a str),
+    Lan(usize),
+    Peer(&'a Peer),
+}
+
+impl<'a> Check<'a> {
+    fn host_problem(&mut self, key: &str, message: String) {
+        let path = &self.files.host.path;
+        let line = self.lines.get(path).map_or(1, |lines| lines.of(key));
+        self.problems.add(path, line, message);
+    }
+
+    fn peer_problem(&mut self, peer: &Peer, key: &str, message: String) {
+        let Some((_, source)) = self.files.peers.iter().find(|(name, _)| *name == peer.name) else { return };
+        let line = self.lines.get(&source.path).map_or(1, |lines| lines.of(key));
+        self.problems.add(&source.path, line, message);
+    }
+
+    /// One interface has one purpose.
+    fn interfaces(&mut self) {
+        let host = &self.config.host;
+        let mut seen = HashMap::from([(&host.interface, "the tunnel's interface")]);
+        for (index, bridge) in host.bridges.iter().enumerate() {
+            if let Some(other) = seen.insert(&bridge.name, "another [[bridge]]") {
+                let message = format!("bridge: name {} is that of {other} already", quote(&bridge.name));
+                self.host_problem(&format!("bridge[{index}].name"), message);
+            }
+        }
+        for (index, lan) in host.lans.iter().enumerate() {
+            if lan.interface == host.interface {
+                let message =
+                    format!("lan: interface {} is the tunnel's; write that of the LAN", quote(&lan.interface));
+                self.host_problem(&format!("lan[{index}].interface"), message);
+            }
+        }
+        if let Some(name) = host.exit.as_ref().and_then(|exit| exit.interface.as_ref())
+            && *name == host.interface
+        {
+            let message = format!("exit: interface {} is the tunnel's; write that towards the internet", quote(name));
+            self.host_problem("exit.interface", message);
+        }
+    }
+
+    /// What names a peer names one that exists.
+    fn peer_names(&mut self) {
+        let (host, config) = (&self.config.host, self.config);
+        let peers = match config.peers.is_empty() {
+            true => "there are no peers yet".to_owned(),
+            false => format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name))),
+        };
+        for (index, bridge) in host.bridges.iter().enumerate() {
+            if let Egress::Peer(name) = &bridge.egress
+                && config.peer(name).is_none()
+            {
+                let message = format!("bridge {}: egress {} names no peer; {peers}", quote(&bridge.name), quote(name));
+                self.host_problem(&format!("bridge[{index}].egress"), message);
+            }
+        }
+        for (index, name) in host.exit.iter().flat_map(|exit| &exit.peers).enumerate() {
+            if config.peer(name).is_none() {
+                self.host_problem(
+                    &format!("exit.peers[{index}]"),
+                    format!("exit: peers {} names no peer; {peers}", quote(name)),
+                );
+            }
+        }
+    }
+
+    /// One key is one host.
+    fn keys(&mut self) {
+        let own = self.config.private_key.public_key();
+        let mut seen = HashMap::new();
+        for peer in &self.config.peers {
+            if peer.public_key == own {
+                let message =
+                    format!("public_key {own} is this host's own; write the one that `meshd pubkey` prints there");
+                self.peer_problem(peer, "public_key", message);
+            } else if let Some(other) = seen.insert(peer.public_key, &peer.name) {
+                let message = format!("public_key {} is that of peer {} already", peer.public_key, quote(other));
+                self.peer_problem(peer, "public_key", message);
+            }
+        }
+    }
+
+    /// Addresses inside the mesh: each one once, and in a network of this host's own addresses.
+    fn mesh_addresses(&mut self) {
+        let config = self.config;
+        let mut seen: HashMap<IpAddr, String> = HashMap::new();
+        for (index, net) in config.host.addresses.iter().enumerate() {
+            if seen.insert(net.addr(), "this host".into()).is_some() {
+                self.host_problem(
+                    &format!("addresses[{index}]"),
+                    format!("addresses {} is written twice", quote(&net.to_string())),
+                );
+            }
+        }
+        if config.host.addresses.is_empty() {
+            self.host_problem(
+                "addresses",
+                "addresses: empty; write this host's inside the mesh, such as \"10.88.0.2/24\"".into(),
+            );
+        }
+        let networks = list_of_names(config.host.addresses.iter().map(IpNet::trunc));
+        for peer in &config.peers {
+            for (index, addr) in peer.addresses.iter().enumerate() {
+                let (key, shown) = (format!("addresses[{index}]"), quote(&addr.to_string()));
+                if let Some(other) = seen.insert(*addr, format!("peer {}", quote(&peer.name))) {
+                    self.peer_problem(peer, &key, format!("addresses {shown} is that of {other} already"));
+                } else if !config.host.addresses.iter().any(|net| net.contains(addr)) {
+                    let message = format!("addresses {shown} is outside the mesh network; this host's is {networks}");
+                    self.peer_problem(peer, &key, message);
+                }
+            }
+        }
+    }
+
+    /// Every network is in one place. CIDR networks either nest or are disjoint, so in the order of their first address
+    /// and prefix a network overlaps one before it exactly when the last one that nothing held does.
+    fn networks(&mut self) {
+        let mut claims = claims(self.config);
+        claims.sort_by_key(|claim| (claim.net.network(), claim.net.prefix_len()));
+        let mut outer: Option<&Claim<'_>> = None;
+        for claim in &claims {
+            match outer {
+                Some(outer) if outer.net.contains(&claim.net) => {
+                    // Networks of one owner may nest: they lead to the same place.
+                    if outer.owner != claim.owner {
+                        self.clash(outer, claim);
+                    }
+                }
+                _ => outer = Some(claim),
+            }
+        }
+    }
+
+    /// Says it where it is most likely to be corrected: in the peer's file rather than in the host's, and of two peers
+    /// in that of the later name.
+    fn clash(&mut self, a: &Claim<'_>, b: &Claim<'_>) {
+        let (wrong, kept) = if rank(a) > rank(b) { (a, b) } else { (b, a) };
+        let (net, other) = (quote(&wrong.net.to_string()), kept.net);
+        match wrong.owner {
+            Owner::Peer(peer) => {
+                self.peer_problem(peer, &wrong.key, format!("subnets {net} overlaps {other} of {}", kept.owner));
+            }
+            owner => self.host_problem(&wrong.key, format!("{owner}: {net} overlaps {other} of {}", kept.owner)),
+        }
+    }
+
+    /// The tunnel's own packets cannot go through the tunnel.
+    fn endpoints(&mut self) {
+        let config = self.config;
+        let claims = claims(config);
+        let inside = |endpoint: &Option<Endpoint>| {
+            let Some(Endpoint::Addr(addr)) = endpoint else { return None };
+            let holds = |claim: &&Claim<'_>| {
+                // A LAN is reached without the tunnel.
+                !matches!(claim.owner, Owner::Lan(_)) && claim.net.contains(&addr.ip().to_canonical())
+            };
+            let claim = claims.iter().find(holds)?;
+            let shown = quote(&addr.to_string());
+            Some(format!(
+                "endpoint {shown} lies in {} of {}; write an address outside the mesh",
+                claim.net.trunc(),
+                claim.owner
+            ))
+        };
+        if let Some(message) = inside(&config.host.endpoint) {
+            self.host_problem("endpoint", message);
+        }
+        for peer in &config.peers {
+            if let Some(message) = inside(&peer.endpoint) {
+                self.peer_problem(peer, "endpoint", message);
+            }
+        }
+    }
+
+    /// A port leads to one container that the mesh can reach.
+    fn published(&mut self) {
+        let config = self.config;
+        let mut seen = HashMap::new();
+        for (index, publish) in config.host.publish.iter().enumerate() {
+            let (port, to) = (publish.port, quote(&publish.to.to_string()));
+            let protocol = match publish.protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            };
+            let key = |name: &str| format!("publish[{index}].{name}");
+            if let Some(other) = seen.insert((publish.protocol, port), publish.to) {
+                let message = format!("publish: {protocol} port {port} leads to {other} already; write another port");
+                self.host_problem(&key("port"), message);
+            }
+            if publish.protocol == Protocol::Udp && port == config.host.listen_port {
+                let message = format!("publish: udp port {port} is listen_port, the tunnel's own; write another port");
+                self.host_problem(&key("port"), message);
+            }
+            let bridges = config.host.bridges.iter().flat_map(|bridge| &bridge.subnets);
+            let peers = config.peers.iter().flat_map(|peer| &peer.subnets);
+            let addresses = config.peers.iter().flat_map(|peer| &peer.addresses);
+            let mut networks = bridges.chain(peers);
+            if !networks.clone().any(|net| net.contains(&publish.to.ip()))
+                && !addresses.clone().any(|addr| *addr == publish.to.ip())
+            {
+                let known = match networks.next() {
+                    None => "there are none yet".to_owned(),
+                    Some(first) => format!("these are: {}", list_of_names(std::iter::once(first).chain(networks))),
+                };
+                let message = format!("publish: to {to} is in no subnet of a bridge or a peer; {known}");
+                self.host_problem(&key("to"), message);
+            }
+        }
+    }
+}
+
+/// All networks of which no two may overlap.
+fn claims(config: &Config) -> Vec<Claim<'_>> {
+    let host = &config.host;
+    let mesh = host.addresses.iter().enumerate().map(|(index, net)| Claim {
+        net: net.trunc(),
+        owner: Owner::Mesh,
+        key: format!("addresses[{index}]"),
+    });
+    let bridges = host.bridges.iter().enumerate().flat_map(|(at, bridge)| {
+        bridge.subnets.iter().enumerate().map(move |(index, &net)| Claim {
+            net,
+            owner: Owner::Bridge(at, &bridge.name),
+            key: format!("bridge[{at}].subnets[{index}]"),
+        })
+    });
+    let lans = host.lans.iter().enumerate().map(|(at, lan)| Claim {
+        net: lan.subnet,
+        owner: Owner::Lan(at),
+        key: format!("lan[{at}].subnet"),
+    });
+    let peers = config.peers.iter().flat_map(|peer| {
+        peer.subnets.iter().enumerate().map(move |(index, &net)| Claim {
+            net,
+            owner: Owner::Peer(peer),
+            key: format!("subnets[{index}]"),
+        })
+    });
+    mesh.chain(bridges).chain(lans).chain(peers).collect()
+}
+
+/// The higher one of two that clash is told so.
+fn rank<'a>(claim: &Claim<'a>) -> (u8, usize, &'a str) {
+    match claim.owner {
+        Owner::Mesh => (0, 0, ""),
+        Owner::Bridge(index, _) => (1, index, ""),
+        Owner::Lan(index) => (2, index, ""),
+        Owner::Peer(peer) => (3, 0, &peer.name),
+    }
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mesh => f.write_str("the mesh itself"),
+            Self::Bridge(_, name) => write!(f, "bridge {}", quote(name)),
+            Self::Lan(_) => f.write_str("a lan"),
+            Self::Peer(peer) => write!(f, "peer {}", quote(&peer.name)),
+        }
+    }
+}
