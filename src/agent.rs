@@ -22,28 +22,35 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Dirs, Failure, UpOptions};
 use crate::config::Config;
 use crate::control::{self, Agent as _, api};
 use crate::dataplane::{Dataplane, Tun, Udp};
-use crate::host::{self, Reconciler};
-use crate::store;
+use crate::failure::Failure;
+use crate::host::{self, Reconciler, Withhold};
+use crate::store::{self, Dirs};
 use crate::tunnel::Device;
 use endpoints::Endpoints;
 use running::{Changing, Running, Shown};
 
 /// Where wg(8) looks for userspace implementations.
 const UAPI_DIR: &str = "/var/run/wireguard";
-/// How often names of silent peers are looked at.
+/// How often names of silent peers are looked at, and the kernel is compared with the plan.
 const TEND: Duration = Duration::from_secs(5);
-/// Every so many times the kernel is compared with the plan.
-const KERNEL_EVERY: u32 = 6;
+
+/// How `meshd up` was asked to run.
+#[derive(Debug, Clone, Copy)]
+pub struct UpOptions {
+    /// Return once traffic can flow and run on in the background.
+    pub detach: bool,
+    /// This is the process that runs on: tell the one that started it how it went.
+    pub ready_on_stdout: bool,
+}
 
 /// Runs the agent until it is told to end; with `--detach`, starts it and returns.
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn run(dirs: &Dirs, options: &UpOptions) -> Result<(), Failure> {
+pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
     if options.detach {
         refuse_second(&dirs.run)?;
         for warning in detach::start(dirs)? {
@@ -66,8 +73,9 @@ pub fn run(dirs: &Dirs, options: &UpOptions) -> Result<(), Failure> {
 pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
     let config = store::load(&dirs.config)?;
     runtime()?.block_on(async {
-        let reconciler = Reconciler::new(&dirs.state, &config.host.interface).map_err(|error| failure("plan", &error))?;
-        reconciler.preview(&config).await.map(running::planned).map_err(|error| failure("plan", &error))
+        let mut reconciler =
+            Reconciler::new(&dirs.state, &config.host.interface).map_err(|error| failure("plan", &error))?;
+        reconciler.plan(&config).await.map(running::planned).map_err(|error| failure("plan", &error))
     })
 }
 
@@ -76,7 +84,7 @@ pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
 /// # Errors
 /// What could not be removed.
 pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
-    let _lock = control::lock(&dirs.run).map_err(|error| Failure::failed(format!("down: {error}")))?;
+    let _lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
     runtime()?.block_on(async {
         let interface = store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
         let mut reconciler = Reconciler::new(&dirs.state, &interface).map_err(|error| failure("down", &error))?;
@@ -87,7 +95,7 @@ pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
 
 async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
     let config = Arc::new(store::load(&dirs.config)?);
-    let lock = control::lock(&dirs.run).map_err(|error| Failure::failed(format!("up: {error}")))?;
+    let lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("up: {error}")))?;
     let (running, outcome) = start(dirs, &config).await?;
     let running = Arc::new(running);
     let mut signals = Signals::new()?;
@@ -98,7 +106,7 @@ async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
             let _ = ending.wait_for(|ending| *ending).await;
         }
     };
-    let listener = control::server::bind(&lock).map_err(|error| Failure::failed(format!("up: {error}")))?;
+    let listener = control::server::bind(&lock).map_err(|error| Failure::new(1, format!("up: {error}")))?;
     let server = tokio::spawn(control::server::serve(Arc::clone(&running), listener, ended()));
     let uapi = match control::uapi::bind(Path::new(UAPI_DIR), &config.host.interface) {
         Ok(listener) => Some(tokio::spawn(control::uapi::serve(Arc::clone(&running), listener, ended()))),
@@ -136,7 +144,8 @@ async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<(Running, host::Outc
     })?;
     let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
     // After a crash the guard stands already, and must go on standing whatever becomes of this start.
-    let guarded = host::guard_stands(interface).await;
+    let guarded = reconciler.guard_stands().await.map_err(|error| failure("up", &error))?;
+    reconciler.set_listen_port(udp.port());
     let built = build(&mut reconciler, config, udp).await;
     let (device, dataplane, endpoints, outcome) = match built {
         Ok(built) => built,
@@ -163,13 +172,13 @@ type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
 async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
     let tun = Tun::create(&config.host.interface).map_err(|error| no_interface(&config.host.interface, &error))?;
-    let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
+    let outcome = reconciler.reconcile(config, Withhold::Nothing).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
     let mut endpoints = Endpoints::default();
     device.configure(&config.private_key, &endpoints.settings(config).await, now);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
-        .map_err(|error| Failure::failed(format!("up: the forwarding threads: {error}")))?;
+        .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;
     Ok((device, dataplane, endpoints, outcome))
 }
 
@@ -178,7 +187,6 @@ async fn tend(running: &Running, signals: &mut Signals) {
     let mut ending = running.ending.subscribe();
     let mut due = tokio::time::interval_at(tokio::time::Instant::now() + TEND, TEND);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut round = 0;
     loop {
         tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
@@ -191,10 +199,7 @@ async fn tend(running: &Running, signals: &mut Signals) {
                     }
                 }
             }
-            _ = due.tick() => {
-                round += 1;
-                running.tend(round % KERNEL_EVERY == 0).await;
-            }
+            _ = due.tick() => running.tend().await,
         }
     }
     if running.config().host.bridges.iter().any(|bridge| bridge.egress != crate::config::Egress::Direct) {
@@ -210,7 +215,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("up: signals: {error}")));
+        let listen = |kind| signal(kind).map_err(|error| Failure::new(1, format!("up: signals: {error}")));
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -237,12 +242,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("cannot start: {error}")))
+        .map_err(|error| Failure::new(1, format!("cannot start: {error}")))
 }
 
 fn refuse_second(run_dir: &Path) -> Result<(), Failure> {
     // The child finds out too; but its failure would come after a line in the running agent's log.
-    control::lock(run_dir).map(drop).map_err(|error| Failure::failed(format!("up: {error}")))
+    control::lock(run_dir).map(drop).map_err(|error| Failure::new(1, format!("up: {error}")))
 }
 
 fn failure(what: &str, error: &host::Error) -> Failure {
@@ -252,9 +257,12 @@ fn failure(what: &str, error: &host::Error) -> Failure {
 fn no_interface(name: &str, error: &io::Error) -> Failure {
     let (code, remedy) = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => (4, "run it as root: sudo meshd up".to_owned()),
-        Some(libc::EBUSY | libc::EEXIST | libc::EINVAL) => {
-            (1, format!("another program has an interface {name}: look with `ip -d link show {name}`, or choose another `interface` in meshd.toml"))
-        }
+        Some(libc::EBUSY | libc::EEXIST | libc::EINVAL) => (
+            1,
+            format!(
+                "another program has an interface {name}: look with `ip -d link show {name}`, or choose another `interface` in meshd.toml"
+            ),
+        ),
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => (1, "modprobe tun".to_owned()),
         _ => (1, "look at the kernel's log: dmesg | tail".to_owned()),
     };

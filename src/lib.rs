@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `cli` | one file a command; prints, never decides |
 //! | `agent` | the supervisor |
+//! | `failure` | how a command fails |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
 //! | `plan`, `tunnel`, `packet`, `config`, `key` | the core: pure, `now` is an argument |
 
@@ -14,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod failure;
 pub mod host;
 pub mod key;
 pub mod packet;

@@ -73,6 +73,27 @@ impl Error {
     }
 }
 
+/// The three folders of the contract, by flag, environment or default.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Folders")]
+pub struct Dirs {
+    /// Configuration: meshd.toml, private.key and peers/
+    #[arg(long = "dir", value_name = "PATH", global = true, env = "MESHD_DIR", default_value = "/etc/meshd")]
+    pub config: PathBuf,
+    /// Sockets and the pid
+    #[arg(long = "run-dir", value_name = "PATH", global = true, env = "MESHD_RUN_DIR", default_value = "/run/meshd")]
+    pub run: PathBuf,
+    /// State that outlives the agent
+    #[arg(
+        long = "state-dir",
+        value_name = "PATH",
+        global = true,
+        env = "MESHD_STATE_DIR",
+        default_value = "/var/lib/meshd"
+    )]
+    pub state: PathBuf,
+}
+
 /// The paths in a configuration folder.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout<'a>(pub &'a Path);

@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{Dirs, Failure};
+use crate::failure::Failure;
+use crate::store::Dirs;
 
 /// The log of a detached agent, in the run directory.
 pub const LOG_FILE: &str = "meshd.log";
@@ -41,7 +42,14 @@ pub fn start(dirs: &Dirs) -> Result<Vec<String>, Failure> {
     let program = std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
     let mut child = Command::new(program)
         .args(["up", "--ready-on-stdout"])
-        .args([Path::new("--dir"), &dirs.config, Path::new("--run-dir"), &dirs.run, Path::new("--state-dir"), &dirs.state])
+        .args([
+            Path::new("--dir"),
+            &dirs.config,
+            Path::new("--run-dir"),
+            &dirs.run,
+            Path::new("--state-dir"),
+            &dirs.state,
+        ])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -75,7 +83,8 @@ pub fn report(outcome: Result<Vec<String>, &Failure>) {
     };
     let mut stdout = std::io::stdout();
     // A parent that is gone no longer wants to know.
-    let _ = serde_json::to_writer(&stdout, &report).map_err(std::io::Error::from).and_then(|()| stdout.write_all(b"\n"));
+    let _ =
+        serde_json::to_writer(&stdout, &report).map_err(std::io::Error::from).and_then(|()| stdout.write_all(b"\n"));
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(&null);
     }

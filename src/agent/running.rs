@@ -7,10 +7,10 @@ use std::time::{Instant, UNIX_EPOCH};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::endpoints::Endpoints;
-use crate::config::{Config, Egress};
+use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::Dataplane;
-use crate::host::{self, Reconciler};
+use crate::host::{self, Reconciler, Withhold};
 use crate::key::PrivateKey;
 use crate::store;
 use crate::tunnel::{Device, PeerSnapshot};
@@ -54,18 +54,15 @@ impl Running {
         self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is due between events: names of silent peers, and what others changed in the kernel.
-    pub(super) async fn tend(&self, kernel: bool) {
+    /// What is due from time to time: names of silent peers, and what others changed in the kernel.
+    pub(super) async fn tend(&self) {
         let config = self.config();
         let mut changing = self.changing.lock().await;
         if changing.down {
             return;
         }
         changing.endpoints.refresh(&config, &self.device).await;
-        if !kernel {
-            return;
-        }
-        match changing.reconciler.reconcile(&config).await {
+        match changing.reconciler.reconcile(&config, Withhold::Nothing).await {
             Ok(outcome) => {
                 for change in &outcome.changes {
                     tracing::warn!(%change, "the kernel had lost what meshd programmed; put back");
@@ -99,11 +96,11 @@ impl Running {
                 remedy: Some("choose a free listen_port".into()),
             })?;
         }
-        let outcome = match changing.reconciler.reconcile(new).await {
+        let outcome = match changing.reconciler.reconcile(new, Withhold::Nothing).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 // Back to what ran before; if that fails too, the first error is the one that tells why.
-                let _ = changing.reconciler.reconcile(&old).await;
+                let _ = changing.reconciler.reconcile(&old, Withhold::Nothing).await;
                 if new.host.listen_port != old.host.listen_port {
                     let _ = control::Agent::set_listen_port(self, old.host.listen_port);
                 }
@@ -111,6 +108,7 @@ impl Running {
             }
         };
         let settings = changing.endpoints.settings(new).await;
+        changing.reconciler.set_listen_port(control::Agent::listen_port(self));
         self.device.set_mtu(new.host.mtu);
         self.device.configure(&new.private_key, &settings, Instant::now());
         if let Some(dataplane) = &*self.dataplane() {
@@ -125,17 +123,22 @@ impl Running {
 
 impl control::Agent for Running {
     async fn status(&self) -> api::Status {
+        let mut changing = self.changing.lock().await;
         let config = self.config();
         let mut bridges = Vec::with_capacity(config.host.bridges.len());
         for bridge in &config.host.bridges {
-            let armed = bridge.egress != Egress::Direct && host::guard_armed(&config.host.interface, &bridge.name).await;
             bridges.push(api::BridgeStatus {
                 name: bridge.name.clone(),
                 subnets: bridge.subnets.clone(),
                 egress: bridge.egress.to_string(),
-                guard: if armed { api::Guard::Armed } else { api::Guard::Off },
+                guard: if changing.reconciler.guard_armed(&bridge.name).await {
+                    api::Guard::Armed
+                } else {
+                    api::Guard::Off
+                },
             });
         }
+        drop(changing);
         let mut peers: Vec<_> =
             self.device.peers(Instant::now()).iter().map(|snapshot| peer_status(&config, snapshot)).collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -165,8 +168,8 @@ impl control::Agent for Running {
 
     async fn plan(&self) -> Result<api::Plan, api::Problem> {
         let config = store::load(&self.config_dir).map_err(|error| refused(&error))?;
-        let changing = self.changing.lock().await;
-        changing.reconciler.preview(&config).await.map(planned).map_err(|error| problem("plan", &error))
+        let mut changing = self.changing.lock().await;
+        changing.reconciler.plan(&config).await.map(planned).map_err(|error| problem("plan", &error))
     }
 
     async fn down(&self, keep_guard: bool) -> Result<(), api::Problem> {
@@ -215,7 +218,7 @@ pub(super) fn planned(outcome: host::Outcome) -> api::Plan {
 }
 
 fn refused(error: &store::Error) -> api::Problem {
-    api::Problem { refused: true, errors: error.lines(), remedy: error.remedy() }
+    api::Problem { refused: error.refused(), errors: error.errors(), remedy: error.remedy() }
 }
 
 fn problem(what: &str, error: &host::Error) -> api::Problem {
@@ -227,7 +230,8 @@ fn problem(what: &str, error: &host::Error) -> api::Problem {
 }
 
 fn peer_changes(old: &Config, new: &Config) -> Vec<String> {
-    let gone = old.peers.iter().filter(|peer| new.peer(&peer.name).is_none()).map(|peer| format!("- peer {}", peer.name));
+    let gone =
+        old.peers.iter().filter(|peer| new.peer(&peer.name).is_none()).map(|peer| format!("- peer {}", peer.name));
     let other = new.peers.iter().filter_map(|peer| match old.peer(&peer.name) {
         None => Some(format!("+ peer {}", peer.name)),
         Some(before) => (before != peer).then(|| format!("~ peer {}", peer.name)),
@@ -245,7 +249,9 @@ fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {
         addresses: peer.map(|peer| peer.addresses.clone()).unwrap_or_default(),
         subnets: peer.map(|peer| peer.subnets.clone()).unwrap_or_default(),
         allowed_ips: settings.allowed_ips.clone(),
-        latest_handshake: snapshot.latest_handshake.and_then(|time| Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())),
+        latest_handshake: snapshot
+            .latest_handshake
+            .and_then(|time| Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())),
         rx_bytes: snapshot.rx_bytes,
         tx_bytes: snapshot.tx_bytes,
         state: snapshot.state,

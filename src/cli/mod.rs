@@ -14,66 +14,14 @@ mod status;
 mod up;
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::printable;
-use crate::store;
-
-/// The three folders of the contract, by flag, environment or default.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Folders")]
-pub struct Dirs {
-    /// Configuration: meshd.toml, private.key and peers/
-    #[arg(long = "dir", value_name = "PATH", global = true, env = "MESHD_DIR", default_value = "/etc/meshd")]
-    pub config: PathBuf,
-    /// Sockets and the pid
-    #[arg(long = "run-dir", value_name = "PATH", global = true, env = "MESHD_RUN_DIR", default_value = "/run/meshd")]
-    pub run: PathBuf,
-    /// State that outlives the agent
-    #[arg(
-        long = "state-dir",
-        value_name = "PATH",
-        global = true,
-        env = "MESHD_STATE_DIR",
-        default_value = "/var/lib/meshd"
-    )]
-    pub state: PathBuf,
-}
-
-/// Why a command did not do its work; printed as `meshd: what: why` and `try: …`.
-#[derive(Debug)]
-pub struct Failure {
-    /// The exit code: 1 failed, 2 usage, 3 not running, 4 refused.
-    pub code: u8,
-    /// Lines `what: why`, each printed with `meshd: ` before it.
-    pub errors: Vec<String>,
-    /// The remedy, printed with `try: ` before it.
-    pub remedy: Option<String>,
-}
-
-impl Failure {
-    /// A failure of one line, `what: why`.
-    pub fn new(code: u8, error: impl Into<String>) -> Self {
-        Self { code, errors: vec![error.into()], remedy: None }
-    }
-
-    /// With what the operator can do about it.
-    #[must_use]
-    pub fn try_this(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
-        self
-    }
-}
-
-impl From<store::Error> for Failure {
-    fn from(error: store::Error) -> Self {
-        Self { code: if error.refused() { 4 } else { 1 }, errors: error.errors(), remedy: error.remedy() }
-    }
-}
+pub use crate::failure::Failure;
+pub use crate::store::Dirs;
 
 /// Joins this host's container bridges with those of other hosts over WireGuard
 #[derive(Debug, Parser)]

@@ -18,6 +18,9 @@ pub struct Args {
     /// Return once traffic can flow, and run on in the background
     #[arg(short, long)]
     detach: bool,
+    /// Set for the process that --detach starts
+    #[arg(long, hide = true)]
+    ready_on_stdout: bool,
 }
 
 /// Runs the command.
@@ -25,5 +28,5 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     if !store::is_configured(&dirs.config) {
         print(&init::first(init::Args::default(), dirs)?)?;
     }
-    agent::run(dirs, agent::UpOptions { detach: args.detach })
+    agent::run(dirs, agent::UpOptions { detach: args.detach, ready_on_stdout: args.ready_on_stdout })
 }
