@@ -34,16 +34,23 @@ const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
 /// The big-endian 16 bits at `offset`; the caller has checked the length.
+#[inline]
 fn read_u16(bytes: &[u8], offset: usize) -> u16 {
-    u16::from_be_bytes([bytes[offset], bytes[offset + 1]])
+    let mut value = [0; 2];
+    value.copy_from_slice(&bytes[offset..offset + 2]);
+    u16::from_be_bytes(value)
 }
 
 /// The big-endian 32 bits at `offset`; the caller has checked the length.
+#[inline]
 fn read_u32(bytes: &[u8], offset: usize) -> u32 {
-    u32::from_be_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
+    let mut value = [0; 4];
+    value.copy_from_slice(&bytes[offset..offset + 4]);
+    u32::from_be_bytes(value)
 }
 
 /// Writes 16 bits, big-endian.
+#[inline]
 fn write_u16(bytes: &mut [u8], offset: usize, value: u16) {
     bytes[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
 }

@@ -13,7 +13,7 @@ pub(super) const CWR: u8 = 0x80;
 pub(super) type Addresses = [u64; 4];
 
 /// Whose order has to be kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Flow {
     /// First, for they are the likeliest to differ.
     pub ports: u32,
@@ -23,7 +23,7 @@ pub(super) struct Flow {
 }
 
 /// A TCP or UDP packet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Segment {
     pub flow: Flow,
     /// The fields of the IP header that the kernel wants equal: TOS, TTL and DF, or traffic class, flow label and hop
@@ -59,95 +59,86 @@ pub(super) enum Kind {
 
 impl Kind {
     pub(super) fn of(packet: &[u8]) -> Self {
-        match packet.first().map(|first| first >> 4) {
-            Some(4) if packet.len() >= IPV4_HEADER => ipv4(packet),
-            Some(6) if packet.len() >= IPV6_HEADER => ipv6(packet),
-            _ => Self::Other,
-        }
+        let kind = match packet.first().map(|first| first >> 4) {
+            Some(4) => packet.split_first_chunk().map(|(header, rest)| ipv4(header, rest)),
+            Some(6) => packet.split_first_chunk().map(|(header, rest)| ipv6(header, rest)),
+            _ => None,
+        };
+        kind.unwrap_or(Self::Other)
     }
 }
 
 /// `inet_gro_receive` (`net/ipv4/af_inet.c`) and `inet_gro_flush` (`include/net/gro.h`).
-fn ipv4(packet: &[u8]) -> Kind {
-    let addresses = [word(packet, 12), 0, 0, 0];
-    let fragment = read_u16(packet, 6);
-    let whole = packet[0] == 0x45 && usize::from(read_u16(packet, 2)) == packet.len() && fragment & !0x4000 == 0;
-    if !whole {
+fn ipv4(header: &[u8; IPV4_HEADER], rest: &[u8]) -> Kind {
+    let addresses = [word(header, 12), 0, 0, 0];
+    let fragment = read_u16(header, 6);
+    let whole = header[0] == 0x45 && usize::from(read_u16(header, 2)) == IPV4_HEADER + rest.len();
+    if !whole || fragment & !0x4000 != 0 {
         return Kind::Between(addresses);
     }
-    let network = u64::from(packet[1]) << 32 | u64::from(packet[8]) << 16 | u64::from(fragment);
-    transport(packet, IPV4_HEADER, packet[9], addresses, network, read_u16(packet, 4), fragment != 0)
+    let mut segment = Segment {
+        flow: Flow { ports: 0, protocol: header[9], ipv4: true, addresses },
+        network: u64::from(header[1]) << 32 | u64::from(header[8]) << 16 | u64::from(fragment),
+        id: read_u16(header, 4),
+        dont_fragment: fragment != 0,
+        header: IPV4_HEADER,
+        ..Segment::default()
+    };
+    if segment.add_transport(rest) { Kind::Segment(segment) } else { Kind::Between(addresses) }
 }
 
 /// `ipv6_gro_receive` (`net/ipv6/ip6_offload.c`) and `ipv6_gro_flush` (`include/net/gro.h`). The kernel takes another
 /// flow label for another flow; that it ends a super-packet of this one is the stricter reading.
-fn ipv6(packet: &[u8]) -> Kind {
-    let addresses = [word(packet, 8), word(packet, 16), word(packet, 24), word(packet, 32)];
-    if IPV6_HEADER + usize::from(read_u16(packet, 4)) != packet.len() {
+fn ipv6(header: &[u8; IPV6_HEADER], rest: &[u8]) -> Kind {
+    let addresses = [word(header, 8), word(header, 16), word(header, 24), word(header, 32)];
+    if usize::from(read_u16(header, 4)) != rest.len() {
         return Kind::Between(addresses);
     }
-    let network = u64::from(read_u32(packet, 0)) << 8 | u64::from(packet[7]);
-    transport(packet, IPV6_HEADER, packet[6], addresses, network, 0, false)
-}
-
-fn transport(
-    packet: &[u8],
-    ip_header: usize,
-    protocol: u8,
-    addresses: Addresses,
-    network: u64,
-    id: u16,
-    dont_fragment: bool,
-) -> Kind {
-    let transport = &packet[ip_header..];
-    let shortest = match protocol {
-        TCP => 20,
-        UDP => 8,
-        // Whatever it is: behind IPv6 extension headers there may be TCP.
-        _ => return Kind::Between(addresses),
-    };
-    if transport.len() < shortest {
-        return Kind::Between(addresses);
-    }
-    let flow = Flow { ports: read_u32(transport, 0), protocol, ipv4: ip_header == IPV4_HEADER, addresses };
     let mut segment = Segment {
-        flow,
-        network,
-        id,
-        dont_fragment,
-        header: ip_header + shortest,
-        payload: transport.len() - shortest,
-        sequence: 0,
-        acknowledgment: 0,
-        word: 0,
-        flags: 0,
-        mergeable: false,
+        flow: Flow { ports: 0, protocol: header[6], ipv4: false, addresses },
+        network: u64::from(read_u32(header, 0)) << 8 | u64::from(header[7]),
+        header: IPV6_HEADER,
+        ..Segment::default()
     };
-    if protocol == TCP {
-        tcp(&mut segment, ip_header, transport);
-    } else {
-        // `udp_gro_receive_segment` (net/ipv4/udp_offload.c): no padding, a payload, and a checksum, since segments
-        // will have one.
-        segment.mergeable = usize::from(read_u16(transport, 4)) == transport.len()
-            && segment.payload > 0
-            && read_u16(transport, UDP_CHECKSUM) != 0;
-    }
-    Kind::Segment(segment)
+    if segment.add_transport(rest) { Kind::Segment(segment) } else { Kind::Between(addresses) }
 }
 
-/// `tcp_gro_receive` (`net/ipv4/tcp_offload.c`), the part that looks at one packet.
-fn tcp(segment: &mut Segment, ip_header: usize, transport: &[u8]) {
-    let data_offset = usize::from(transport[12] >> 4) * 4;
-    if data_offset < 20 || data_offset > transport.len() {
-        return;
+impl Segment {
+    /// Adds what the transport header says. False when it is none of TCP or UDP; but behind IPv6 extension headers
+    /// there may be either.
+    fn add_transport(&mut self, transport: &[u8]) -> bool {
+        match self.flow.protocol {
+            TCP => transport.first_chunk().map(|header| self.add_tcp(header, transport.len())).is_some(),
+            UDP => transport.first_chunk().map(|header| self.add_udp(*header, transport.len())).is_some(),
+            _ => false,
+        }
     }
-    segment.header = ip_header + data_offset;
-    segment.payload = transport.len() - data_offset;
-    segment.sequence = read_u32(transport, 4);
-    segment.acknowledgment = read_u32(transport, 8);
-    segment.flags = transport[13];
-    segment.word = read_u32(transport, 12) & !(u32::from(FIN | PSH | CWR) << 16);
-    segment.mergeable = segment.payload > 0 && segment.flags & (SYN | RST | URG) == 0;
+
+    /// `tcp_gro_receive` (`net/ipv4/tcp_offload.c`), the part that looks at one packet.
+    fn add_tcp(&mut self, header: &[u8; 20], len: usize) {
+        self.flow.ports = read_u32(header, 0);
+        let data_offset = usize::from(header[12] >> 4) * 4;
+        if data_offset < header.len() || data_offset > len {
+            return;
+        }
+        self.header += data_offset;
+        self.payload = len - data_offset;
+        self.sequence = read_u32(header, 4);
+        self.acknowledgment = read_u32(header, 8);
+        self.flags = header[13];
+        self.word = read_u32(header, 12) & !(u32::from(FIN | PSH | CWR) << 16);
+        self.mergeable = self.payload > 0 && self.flags & (SYN | RST | URG) == 0;
+    }
+
+    /// `udp_gro_receive_segment` (`net/ipv4/udp_offload.c`): no padding, a payload, and a checksum, since the
+    /// segments of a super-packet will have one.
+    fn add_udp(&mut self, header: [u8; 8], len: usize) {
+        self.flow.ports = read_u32(&header, 0);
+        self.header += header.len();
+        self.payload = len - header.len();
+        self.mergeable =
+            usize::from(read_u16(&header, 4)) == len && self.payload > 0 && read_u16(&header, UDP_CHECKSUM) != 0;
+    }
 }
 
 /// Eight bytes, for comparison only.
