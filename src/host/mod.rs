@@ -1,1 +1,426 @@
 //! This host's kernel: read its facts, apply changes.
+//!
+//! A [`Reconciler`] brings the kernel to what [`plan`](crate::plan) wants, again and again, by one and the same way at start,
+//! reload, after a crash and after somebody else's flush:
+//!
+//! 1. [`arm_guard`](Reconciler::arm_guard), before the tunnel's interface exists. It needs no journal and no route.
+//! 2. [`reconcile`](Reconciler::reconcile) whenever something may differ; nothing is touched that is as it should be.
+//!    [`drifted`](Reconciler::drifted) says cheaply whether something does.
+//! 3. [`teardown`](Reconciler::teardown), also of what a crashed agent left: the kernel's state, the journal and the
+//!    interface's name suffice.
+//!
+//! Create it on the thread, and in the network namespace, where it is used, inside a tokio runtime with I/O enabled. The
+//! tunnel's device itself is the dataplane's: it comes and goes with the process.
+
+mod error;
+mod journal;
+mod netlink;
+mod nft;
+mod snapshot;
+mod sysctl;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+pub use error::{Error, Failure};
+
+use crate::config::{Config, Egress};
+use crate::plan::{
+    self, ActualState, Change, DesiredState, HostFacts, NftActual, NftTable, SysctlKey, TABLE_MAIN, desired, diff,
+};
+use journal::{Fingerprints, Journal, Original, Store};
+use netlink::Netlink;
+use snapshot::Snapshot;
+
+/// An address that leaves takes others and their routes with it (net/ipv4/devinet.c), so one pass may not suffice.
+const PASSES: usize = 3;
+
+/// What a reconciliation leaves alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withhold {
+    /// Nothing.
+    Nothing,
+    /// All that needs the tunnel's interface. Egress bridges are held closed: guard, rules, and tables that lead to local
+    /// bridges, `allow` networks and `unreachable` only. For boot, before networking, and for a tunnel that failed.
+    Tunnel,
+}
+
+/// What a reconciliation did, or a plan would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// In order.
+    pub changes: Vec<Change>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Keeps one agent's part of the kernel's state as configured.
+pub struct Reconciler {
+    interface: String,
+    netlink: Netlink,
+    store: Store,
+    listen_port: Option<u16>,
+    gso_max_size: Option<u32>,
+    guarded: BTreeSet<String>,
+    nft: Option<NftSeen>,
+}
+
+/// The state of the two nft tables at a generation of the ruleset.
+#[derive(Debug, Clone)]
+struct NftSeen {
+    generation: u32,
+    guard: NftActual,
+    filter: NftActual,
+}
+
+impl Reconciler {
+    /// For the agent with this state folder and tunnel interface.
+    pub fn new(state_dir: &Path, interface: &str) -> Result<Self, Error> {
+        Ok(Self {
+            interface: interface.to_owned(),
+            netlink: Netlink::open()?,
+            store: Store::new(state_dir, interface),
+            listen_port: None,
+            gso_max_size: None,
+            guarded: BTreeSet::new(),
+            nft: None,
+        })
+    }
+
+    /// The UDP port in use, for a configuration that leaves it to the kernel.
+    pub fn set_listen_port(&mut self, port: u16) {
+        self.listen_port = Some(port);
+    }
+
+    /// The largest super-packet that the tunnel's interface should hand out, in bytes.
+    pub fn set_gso_max_size(&mut self, bytes: u32) {
+        self.gso_max_size = Some(bytes);
+    }
+
+    /// What the plan needs to know about this host.
+    pub async fn facts(&self) -> Result<HostFacts, Error> {
+        let snapshot = Snapshot::read(&self.netlink).await?;
+        Ok(self.facts_of(&snapshot))
+    }
+
+    /// What the kernel holds of ours, and the present values of the sysctls that are desired.
+    pub async fn read(&mut self, desired: &DesiredState) -> Result<ActualState, Error> {
+        let journal = self.store.load()?;
+        let snapshot = Snapshot::read(&self.netlink).await?;
+        self.actual(&snapshot, desired, &journal).await
+    }
+
+    /// What [`reconcile`](Self::reconcile) would do. Changes nothing.
+    pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
+        let journal = self.store.load()?;
+        let snapshot = Snapshot::read(&self.netlink).await?;
+        let (desired, warnings) = desired(config, &self.facts_of(&snapshot));
+        let actual = self.actual(&snapshot, &desired, &journal).await?;
+        Ok(Outcome { changes: diff(&desired, &actual), warnings })
+    }
+
+    /// Arms the nft guard alone. True when it was not armed as configured before. A damaged journal is reported, but the guard
+    /// is armed all the same.
+    pub async fn arm_guard(&mut self, config: &Config) -> Result<bool, Error> {
+        let journal = self.store.load();
+        let guarded = config.host.bridges.iter().filter(|bridge| bridge.egress != Egress::Direct);
+        self.guarded = guarded.map(|bridge| bridge.name.clone()).collect();
+        let Some(guard) = plan::nft::guard(config) else { return journal.map(|_| false) };
+        let known = journal.as_ref().ok().cloned().unwrap_or_default();
+        let actual = self.nft(&known).await.map_err(|error| Error::Guard(Box::new(error)))?.guard;
+        let differs = actual != NftActual::Intact(guard.fingerprint());
+        let listed = match differs {
+            true => Some(put(&guard).await.map_err(|error| Error::Guard(Box::new(error)))?),
+            false => None,
+        };
+        self.nft = None;
+        let mut journal = journal?;
+        if let Some(fingerprints) = listed {
+            journal.nft.insert(guard.name, fingerprints);
+            self.store.save(&journal)?;
+        }
+        Ok(differs)
+    }
+
+    /// Brings the kernel to what `config` wants. Without the guard nothing else is done; any other failure leaves the rest
+    /// done and is reported.
+    pub async fn reconcile(&mut self, config: &Config, withhold: Withhold) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::default();
+        if self.arm_guard(config).await? {
+            outcome.changes.extend(plan::nft::guard(config).map(Change::ArmGuard));
+        }
+        let mut failed = Vec::new();
+        for _ in 0..PASSES {
+            let journal = self.store.load()?;
+            let snapshot = Snapshot::read(&self.netlink).await?;
+            let (mut desired, mut warnings) = desired(config, &self.facts_of(&snapshot));
+            if withhold == Withhold::Tunnel {
+                desired.withhold_tunnel();
+            } else if snapshot.links.get(&self.interface).is_none() {
+                desired.withhold_tunnel();
+                warnings.push(format!("interface {} does not exist: egress stays closed", self.interface));
+            }
+            outcome.warnings = warnings;
+            let actual = self.actual(&snapshot, &desired, &journal).await?;
+            let changes = diff(&desired, &actual);
+            if changes.is_empty() {
+                failed.clear();
+                self.forget_tables(&desired)?;
+                break;
+            }
+            let applied;
+            (applied, failed) = self.perform(&changes, &snapshot).await?;
+            let stuck = applied.is_empty();
+            outcome.changes.extend(applied);
+            if stuck {
+                break;
+            }
+        }
+        if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
+    }
+
+    /// Makes these changes. Goes on past failures and reports them all.
+    pub async fn apply(&mut self, changes: &[Change]) -> Result<Vec<Change>, Error> {
+        let snapshot = Snapshot::read(&self.netlink).await?;
+        let (applied, failed) = self.perform(changes, &snapshot).await?;
+        if failed.is_empty() { Ok(applied) } else { Err(Error::Incomplete { applied, failed }) }
+    }
+
+    /// Whether a reconciliation would find something to do. Reads netlink, a few sysctls and the generation of the nft
+    /// ruleset; starts no process.
+    pub async fn drifted(&mut self, config: &Config) -> Result<bool, Error> {
+        let generation = nft::generation()?;
+        if self.nft.as_ref().is_none_or(|seen| seen.generation != generation) {
+            return Ok(true);
+        }
+        let journal = self.store.load()?;
+        let snapshot = Snapshot::read(&self.netlink).await?;
+        let (mut desired, _) = desired(config, &self.facts_of(&snapshot));
+        if snapshot.links.get(&self.interface).is_none() {
+            desired.withhold_tunnel();
+        }
+        let actual = self.actual(&snapshot, &desired, &journal).await?;
+        Ok(!diff(&desired, &actual).is_empty())
+    }
+
+    /// Whether the guard holds this bridge at this moment, as it was last configured.
+    pub async fn guard_armed(&mut self, bridge: &str) -> bool {
+        let journal = self.store.load().unwrap_or_default();
+        self.guarded.contains(bridge)
+            && self.nft(&journal).await.is_ok_and(|seen| matches!(seen.guard, NftActual::Intact(_)))
+    }
+
+    /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
+    /// failures and reports them all; the journal stays until everything has succeeded.
+    pub async fn teardown(&mut self, keep_guard: bool) -> Result<Vec<Change>, Error> {
+        let mut failed = Vec::new();
+        let damaged = self.store.load().err();
+        let nothing = DesiredState { interface: self.interface.clone(), ..DesiredState::default() };
+        let mut removed = Vec::new();
+        for _ in 0..PASSES {
+            let journal = self.store.load()?;
+            let snapshot = Snapshot::read(&self.netlink).await?;
+            let mut actual = self.actual_or_blind(&snapshot, &nothing, &journal).await?;
+            // The device goes with its process, and its addresses with it.
+            actual.addresses.clear();
+            let mut changes = diff(&nothing, &actual);
+            changes.retain(|change| !(keep_guard && matches!(change, Change::DisarmGuard { .. })));
+            if changes.is_empty() {
+                failed.clear();
+                break;
+            }
+            let applied;
+            (applied, failed) = self.perform(&changes, &snapshot).await?;
+            let stuck = applied.is_empty();
+            removed.extend(applied);
+            if stuck {
+                break;
+            }
+        }
+        failed.extend(damaged.map(|error| Failure::new("read the journal", error)));
+        if !failed.is_empty() {
+            return Err(Error::Incomplete { applied: removed, failed });
+        }
+        self.store.remove()?;
+        Ok(removed)
+    }
+
+    fn facts_of(&self, snapshot: &Snapshot) -> HostFacts {
+        HostFacts { listen_port: self.listen_port, gso_max_size: self.gso_max_size, ..snapshot.facts() }
+    }
+
+    async fn actual(
+        &mut self,
+        snapshot: &Snapshot,
+        desired: &DesiredState,
+        journal: &Journal,
+    ) -> Result<ActualState, Error> {
+        let seen = self.nft(journal).await?;
+        snapshot.actual(&self.netlink, &self.interface, desired, journal, seen.guard, seen.filter).await
+    }
+
+    /// As [`actual`](Self::actual), but a host without nft, where nothing of ours can be in it, is no obstacle to a teardown.
+    async fn actual_or_blind(
+        &mut self,
+        snapshot: &Snapshot,
+        desired: &DesiredState,
+        journal: &Journal,
+    ) -> Result<ActualState, Error> {
+        match self.actual(snapshot, desired, journal).await {
+            Err(Error::NftMissing(_)) if journal.nft.is_empty() => {
+                let absent = NftActual::Absent;
+                snapshot.actual(&self.netlink, &self.interface, desired, journal, absent.clone(), absent).await
+            }
+            other => other,
+        }
+    }
+
+    /// The two nft tables, listed again only when something in nft has changed.
+    async fn nft(&mut self, journal: &Journal) -> Result<NftSeen, Error> {
+        // Asked for before listing: a change in between is then seen the next time.
+        let generation = nft::generation()?;
+        if let Some(seen) = self.nft.as_ref().filter(|seen| seen.generation == generation) {
+            return Ok(seen.clone());
+        }
+        let names = [plan::nft::guard_name(&self.interface), plan::nft::filter_name(&self.interface)];
+        let (guard, filter) = tokio::try_join!(nft::listing(&names[0]), nft::listing(&names[1]))?;
+        let state = |name: &str, listing: Option<String>| match (listing, journal.nft.get(name)) {
+            (None, _) => NftActual::Absent,
+            (Some(now), Some(left)) if left.listing == now => NftActual::Intact(left.text.clone()),
+            (Some(_), _) => NftActual::Altered,
+        };
+        let seen = NftSeen { generation, guard: state(&names[0], guard), filter: state(&names[1], filter) };
+        self.nft = Some(seen.clone());
+        Ok(seen)
+    }
+
+    /// Journals what these changes will overwrite, then makes them one by one.
+    async fn perform(
+        &mut self,
+        changes: &[Change],
+        snapshot: &Snapshot,
+    ) -> Result<(Vec<Change>, Vec<Failure>), Error> {
+        let mut journal = self.store.load()?;
+        record(&mut journal, changes, snapshot, &self.interface)?;
+        self.store.save(&journal)?;
+        let (mut applied, mut failed) = (Vec::new(), Vec::new());
+        for change in changes {
+            match self.one(change, snapshot, &mut journal).await {
+                Ok(()) => applied.push(change.clone()),
+                Err(error) => failed.push(Failure::new(change, error)),
+            }
+        }
+        self.store.save(&journal)?;
+        Ok((applied, failed))
+    }
+
+    async fn one(&mut self, change: &Change, snapshot: &Snapshot, journal: &mut Journal) -> Result<(), Error> {
+        match change {
+            Change::ArmGuard(table) | Change::AddNft(table) => {
+                self.nft = None;
+                journal.nft.insert(table.name.clone(), put(table).await?);
+                return Ok(());
+            }
+            Change::DisarmGuard { name } | Change::RemoveNft { name } => {
+                self.nft = None;
+                journal.nft.remove(name);
+                return nft::remove(name).await;
+            }
+            Change::SetSysctl { key, value } => return sysctl::write(key, value),
+            Change::RestoreSysctl { key, value } => return restore(key, value, snapshot, journal),
+            _ => {}
+        }
+        let links = &snapshot.links;
+        let index = |name: &str| links.get(name).map_or(0, |link| link.index);
+        let result = match change {
+            Change::SetLink { interface, setting } => self.netlink.set_link(index(interface), *setting).await,
+            Change::AddAddress { interface, address } => self.netlink.add_address(index(interface), *address).await,
+            Change::RemoveAddress { interface, address } => {
+                self.netlink.remove_address(index(interface), *address).await
+            }
+            Change::AddRoute(route) => self.netlink.add_route(route, links, route.table != TABLE_MAIN).await,
+            Change::ReplaceRoute(route) => self.netlink.add_route(route, links, true).await,
+            Change::RemoveRoute(route) => self.netlink.remove_route(route, links).await,
+            Change::AddRule(rule) => self.netlink.add_rule(rule).await,
+            Change::RemoveRule(rule) => self.netlink.remove_rule(rule).await,
+            _ => Ok(()),
+        };
+        match result.map_err(|error| Error::netlink("netlink", error)) {
+            // Gone already: with its device, with an address, or by another's hand.
+            Err(error) if change.action() == "remove" && error.errno().is_some_and(means_gone) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Tables that a former configuration used are empty once nothing differs any more.
+    fn forget_tables(&mut self, desired: &DesiredState) -> Result<(), Error> {
+        let mut journal = self.store.load()?;
+        journal.tables.retain(|table| desired.tables.contains_key(table));
+        self.store.save(&journal)
+    }
+}
+
+fn means_gone(errno: i32) -> bool {
+    [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL].contains(&errno)
+}
+
+/// Replaces a table and takes its fingerprints.
+async fn put(table: &NftTable) -> Result<Fingerprints, Error> {
+    nft::replace(table).await?;
+    let vanished = || Error::Nft(format!("table inet {} was removed as soon as it was added", table.name));
+    let listing = nft::listing(&table.name).await?.ok_or_else(vanished)?;
+    Ok(Fingerprints { text: table.fingerprint(), listing })
+}
+
+/// Enters tables and the present values of sysctls. What is recorded of an interface's present life stays as it is.
+fn record(journal: &mut Journal, changes: &[Change], snapshot: &Snapshot, interface: &str) -> Result<(), Error> {
+    for change in changes {
+        match change {
+            Change::AddRoute(route) if route.table != TABLE_MAIN => _ = journal.tables.insert(route.table),
+            Change::AddRule(rule) => _ = journal.tables.insert(rule.table),
+            // The tunnel's own go with it.
+            Change::SetSysctl { key, .. } if key.link != interface => {
+                record_sysctl(journal, key, snapshot, None)?;
+                for other in sysctl::overwritten_by(key).iter().filter(|other| other.link != interface) {
+                    record_sysctl(journal, other, snapshot, Some(key.path()))?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn record_sysctl(journal: &mut Journal, key: &SysctlKey, snapshot: &Snapshot, with: Option<String>) -> Result<(), Error> {
+    let index = snapshot.index(&key.link);
+    if journal.sysctls.get(&key.path()).is_some_and(|original| original.index == index) {
+        return Ok(());
+    }
+    if let Some(value) = sysctl::read(key)? {
+        journal.sysctls.insert(key.path(), Original { value, index, with });
+    }
+    Ok(())
+}
+
+/// Puts a sysctl back, and after it those that writing it overwrote.
+fn restore(key: &SysctlKey, value: &str, snapshot: &Snapshot, journal: &mut Journal) -> Result<(), Error> {
+    sysctl::write(key, value)?;
+    let path = key.path();
+    let mut result = Ok(());
+    journal.sysctls.retain(|other, original| {
+        if original.with.as_ref() != Some(&path) {
+            return *other != path;
+        }
+        let key = SysctlKey::from_path(other).filter(|key| snapshot.index(&key.link) == original.index);
+        let written = key.map_or(Ok(()), |key| match sysctl::read(&key)? {
+            Some(now) if now != original.value => sysctl::write(&key, &original.value),
+            _ => Ok(()),
+        });
+        let failed = written.is_err();
+        if failed {
+            result = written;
+        }
+        failed
+    });
+    result
+}

@@ -1,1 +1,108 @@
 //! What this host's kernel should hold, and how that differs from what it holds. Pure.
+//!
+//! 1. [`desired`] turns a [`Config`] and [`HostFacts`] into a [`DesiredState`]: plain, ordered data.
+//! 2. `host` reads an [`ActualState`]: the part of the kernel's state that is this agent's.
+//! 3. [`diff`] gives the [`Change`]s between them, in the order in which they are safe to apply.
+//!
+//! # How a packet finds its way
+//!
+//! Packets are selected by where they come from, never by a mark, so the agent's own UDP socket matches no rule and the
+//! tunnel cannot loop. Each bridge whose egress is not `direct` has a table T of its own:
+//!
+//! ```text
+//! 0      from all lookup local            the host's own addresses stay reachable
+//! 88     from all iif br0 lookup T        what its containers send
+//! 89     from 10.89.2.0/24 lookup T       the reverse-path lookup of what they receive (strict rp_filter), host sockets
+//! 32766  from all lookup main                bound to the bridge's address
+//! ```
+//!
+//! T never falls through to main: it ends in an `unreachable` default, which stays when the tunnel's device goes. Beside
+//! it stands a guard in nft that knows nothing of routes ([`nft`]). A bridge with egress `direct` has none of this: it
+//! follows main, which also holds the routes to the peers' subnets for the host itself.
+//!
+//! # What is ours
+//!
+//! Rules: priority 88 or 89 into a table of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
+//! [`ROUTE_PROTOCOL`] on the tunnel's device. nft: the tables [`nft::guard_name`] and [`nft::filter_name`]. Sysctls: those
+//! in the journal. Agents with other interface names can therefore share a network namespace.
+
+mod diff;
+mod facts;
+pub mod nft;
+mod routes;
+mod state;
+mod sysctls;
+pub mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use diff::{Change, diff};
+pub use facts::{HostFacts, Link, MainRoute};
+pub use state::{
+    ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, Route, Rule, Selector, Sysctl, SysctlKey,
+};
+
+use crate::config::Config;
+
+/// Marks our routes (`rtm_protocol`). Free in iproute2's rt_protos, and above 4, so that the kernel passes it through.
+pub const ROUTE_PROTOCOL: u8 = 88;
+/// Of the `iif BRIDGE` rules. Below 100: a rule that is added without a priority goes above the topmost explicit one
+/// after `local`, and other VPNs use 100 and more.
+pub const PRIORITY_IIF: u32 = 88;
+/// Of the `from SUBNET` rules.
+pub const PRIORITY_FROM: u32 = 89;
+/// The main routing table.
+pub const TABLE_MAIN: u32 = 254;
+
+/// The tunnel's queue, as WireGuard's own (`drivers/net/wireguard/device.c` leaves the kernel's default of 1000).
+const TX_QUEUE_LEN: u32 = 1000;
+/// Below this the kernel takes IPv6 off an interface (RFC 8200, section 5).
+const IPV6_MIN_MTU: u16 = 1280;
+
+/// What the kernel of a host with these facts should hold under this configuration, and what the operator should know.
+pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>) {
+    let mut warnings = Vec::new();
+    let host = &config.host;
+    let mut state = DesiredState { interface: host.interface.clone(), ..DesiredState::default() };
+
+    for bridge in host.bridges.iter().filter(|bridge| !facts.links.contains_key(&bridge.name)) {
+        warnings.push(format!("bridge {} does not exist yet: its routes are added when it does", bridge.name));
+    }
+    state.link = [Some(LinkSetting::Mtu(host.mtu.into())), Some(LinkSetting::TxQueueLen(TX_QUEUE_LEN))]
+        .into_iter()
+        .chain([facts.gso_max_size.map(LinkSetting::GsoMaxSize), Some(LinkSetting::Up)])
+        .flatten()
+        .collect();
+    let ipv6 = tunnel_carries_ipv6(config, facts, &mut warnings);
+    state.addresses = host.addresses.iter().copied().filter(|addr| ipv6 || addr.addr().is_ipv4()).collect();
+
+    state.tables = tables::of(config);
+    state.routes = routes::routes(config, facts, &state.tables, ipv6, &mut warnings);
+    state.rules = routes::rules(config, facts, &state.tables);
+    let exits = nft::Exits::new(config, facts, &mut warnings);
+    state.guard = nft::guard(config);
+    state.filter = Some(nft::filter(config, facts, &exits));
+    state.sysctls = sysctls::sysctls(config, facts, &exits, ipv6);
+    (state, warnings)
+}
+
+/// Whether IPv6 can run on the tunnel's interface; warns when it cannot and is asked to.
+fn tunnel_carries_ipv6(config: &Config, facts: &HostFacts, warnings: &mut Vec<String>) -> bool {
+    let host = &config.host;
+    let wanted = host.addresses.iter().any(|addr| addr.addr().is_ipv6())
+        || host.bridges.iter().flat_map(|bridge| &bridge.subnets).any(|net| net.addr().is_ipv6());
+    let name = &host.interface;
+    let obstacle = if !facts.ipv6 {
+        "this kernel has no IPv6".to_owned()
+    } else if host.mtu < IPV6_MIN_MTU {
+        format!("mtu {} is below 1280, the least that IPv6 runs on", host.mtu)
+    } else if facts.links.get(name).is_some_and(|link| !link.ipv6) {
+        format!("net.ipv6.conf.{name}.disable_ipv6 is 1")
+    } else {
+        return true;
+    };
+    if wanted {
+        warnings.push(format!("no IPv6 on {name}: {obstacle}"));
+    }
+    false
+}

@@ -1,0 +1,130 @@
+//! What can go wrong with the kernel, each with its remedy.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::plan::Change;
+
+/// Why the kernel is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused a netlink request.
+    #[error("{what}: {source}")]
+    Netlink {
+        /// The request.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// nft(8) could not be started.
+    #[error("nft: cannot be run: {0}")]
+    NftMissing(io::Error),
+    /// nft(8) refused.
+    #[error("nft: {0}")]
+    Nft(String),
+    /// A sysctl could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Sysctl {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The journal could not be read or written.
+    #[error("journal {path}: {source}", path = path.display())]
+    Journal {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The journal is not one. It was moved out of the way.
+    #[error("journal {path}: damaged: {why}; kept as {backup}; sysctls that it recorded cannot be put back",
+        path = path.display(), backup = backup.display())]
+    JournalDamaged {
+        /// Its file.
+        path: PathBuf,
+        /// Where it is now.
+        backup: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The guard is not in place, and so nothing that needs it was done.
+    #[error("guard not armed: {0}")]
+    Guard(Box<Error>),
+    /// Some changes failed; all others were made.
+    #[error("{}", Lines(.failed))]
+    Incomplete {
+        /// What was done.
+        applied: Vec<Change>,
+        /// What was not, and why.
+        failed: Vec<Failure>,
+    },
+}
+
+/// A step that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// As a person would type it; its first line.
+    pub step: String,
+    /// Why.
+    pub error: Error,
+}
+
+impl Error {
+    /// What the operator can do.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::NftMissing(error) if error.kind() == io::ErrorKind::NotFound => Some("apt install nftables"),
+            Self::JournalDamaged { .. } => Some("compare sysctl -a with /etc/sysctl.d, then start again to go on without it"),
+            Self::Guard(error) => error.remedy(),
+            Self::Incomplete { failed, .. } => failed.iter().find_map(|failure| failure.error.remedy()),
+            Self::Netlink { source, .. } | Self::Sysctl { source, .. }
+                if matches!(source.kind(), io::ErrorKind::PermissionDenied) =>
+            {
+                Some("run as root, or with CAP_NET_ADMIN and a writable /proc/sys")
+            }
+            _ => None,
+        }
+    }
+
+    /// Of a netlink request.
+    pub(super) fn netlink(what: impl Into<String>, error: rtnetlink::Error) -> Self {
+        let source = match error {
+            rtnetlink::Error::NetlinkError(message) => message.to_io(),
+            other => io::Error::other(other.to_string()),
+        };
+        Self::Netlink { what: what.into(), source }
+    }
+
+    /// Of the operating system, where there is one.
+    pub(super) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Netlink { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn new(step: impl fmt::Display, error: Error) -> Self {
+        let step = step.to_string();
+        Self { step: step.lines().next().unwrap_or_default().to_owned(), error }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.error)
+    }
+}
+
+struct Lines<'a>(&'a [Failure]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(Failure::to_string).collect();
+        f.write_str(&lines.join("; "))
+    }
+}

@@ -1,0 +1,140 @@
+//! One reading of links, addresses, rules and the main table, from which both the facts and the actual state come.
+
+use std::collections::BTreeSet;
+
+use super::Error;
+use super::journal::Journal;
+use super::netlink::{self, Address, Links, Netlink, OtherRoute};
+use super::sysctl;
+use crate::plan::{
+    ActualState, DesiredState, Family, HostFacts, Link, NftActual, PRIORITY_FROM, PRIORITY_IIF, Route, Rule, Selector,
+    Sysctl, SysctlKey, TABLE_MAIN, tables,
+};
+use rtnetlink::packet_route::route::RouteMessage;
+
+/// The reading.
+pub struct Snapshot {
+    pub links: Links,
+    addresses: Vec<Address>,
+    rules: Vec<Rule>,
+    main: Vec<RouteMessage>,
+    families: Vec<Family>,
+}
+
+impl Snapshot {
+    pub async fn read(netlink: &Netlink) -> Result<Self, Error> {
+        let families = if sysctl::has_ipv6() { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
+        let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
+        let mut snapshot = Self { links, addresses, rules: Vec::new(), main: Vec::new(), families };
+        for &family in &snapshot.families {
+            snapshot.rules.extend(netlink.rules(family).await?);
+            snapshot.main.extend(netlink.table(TABLE_MAIN, family).await?);
+        }
+        Ok(snapshot)
+    }
+
+    /// The number of an interface; 0 for `all` and `default`.
+    pub fn index(&self, name: &str) -> u32 {
+        self.links.get(name).map_or(0, |link| link.index)
+    }
+
+    /// What the plan needs.
+    pub fn facts(&self) -> HostFacts {
+        let others: Vec<OtherRoute> =
+            self.main.iter().filter_map(|route| netlink::other_route(route, &self.links)).collect();
+        let link = |(name, state): (&String, &netlink::LinkState)| {
+            let by_ra = others.iter().any(|other| other.from_ra && other.route.device.as_ref() == Some(name));
+            let leased = |address: &Address| address.index == state.index && !address.permanent;
+            let global = |address: &Address| matches!(address.net, ipnet::IpNet::V6(net) if !is_link_local(net.addr()));
+            let autoconfigured = by_ra || self.addresses.iter().any(|address| leased(address) && global(address));
+            let read = |key: &str| sysctl::read(&SysctlKey::new(Family::V6, name, key)).ok().flatten();
+            let ipv6 = read("disable_ipv6").is_some_and(|value| value == "0");
+            let accept_ra = read("accept_ra").and_then(|value| value.parse().ok());
+            (name.clone(), Link { index: state.index, up: state.up, ipv6, accept_ra, autoconfigured })
+        };
+        let links = self.links.iter().map(link).collect();
+        let forced = SysctlKey::new(Family::V6, "default", "force_forwarding");
+        HostFacts {
+            links,
+            main: others.into_iter().map(|other| other.route).collect(),
+            ipv6: self.families.contains(&Family::V6),
+            force_forwarding: sysctl::read(&forced).ok().flatten().is_some(),
+            ..HostFacts::default()
+        }
+    }
+
+    /// What is ours.
+    pub async fn actual(
+        &self,
+        netlink: &Netlink,
+        interface: &str,
+        desired: &DesiredState,
+        journal: &Journal,
+        guard: NftActual,
+        filter: NftActual,
+    ) -> Result<ActualState, Error> {
+        let tables = self.own_tables(interface, desired, journal);
+        let ours = |rule: &&Rule| [PRIORITY_IIF, PRIORITY_FROM].contains(&rule.priority) && tables.contains(&rule.table);
+        let rules = self.rules.iter().filter(ours).cloned().collect();
+
+        let own_main = |message| netlink::own_main_route(message, &self.links, interface);
+        let mut routes: BTreeSet<Route> = self.main.iter().filter_map(own_main).collect();
+        for &family in &self.families {
+            for &table in &tables {
+                let messages = netlink.table(table, family).await?;
+                routes.extend(messages.iter().filter_map(|message| netlink::own_route(message, &self.links)));
+            }
+        }
+        let link = self.links.get(interface);
+        let on_tunnel = |address: &&Address| link.is_some_and(|link| address.index == link.index);
+        let kept = |net: &ipnet::IpNet| match net {
+            // The kernel makes the link-local one itself.
+            ipnet::IpNet::V6(v6) => !is_link_local(v6.addr()) || desired.addresses.contains(net),
+            ipnet::IpNet::V4(_) => true,
+        };
+        let addresses = self.addresses.iter().filter(on_tunnel).map(|address| address.net).filter(kept).collect();
+        Ok(ActualState {
+            link: link.map(|link| link.settings.clone()).unwrap_or_default(),
+            addresses,
+            routes,
+            rules,
+            guard,
+            filter,
+            sysctls: self.sysctls(desired, journal)?,
+        })
+    }
+
+    /// Those of the configuration, those in the journal, and, should the journal be lost, those that an `iif` rule leads
+    /// into under the number that this interface and that bridge have.
+    fn own_tables(&self, interface: &str, desired: &DesiredState, journal: &Journal) -> BTreeSet<u32> {
+        let by_rule = self.rules.iter().filter_map(|rule| match &rule.selector {
+            Selector::Iif(bridge) if tables::number(interface, bridge) == rule.table => Some(rule.table),
+            _ => None,
+        });
+        desired.tables.keys().copied().chain(journal.tables.iter().copied()).chain(by_rule).collect()
+    }
+
+    fn sysctls(
+        &self,
+        desired: &DesiredState,
+        journal: &Journal,
+    ) -> Result<std::collections::BTreeMap<SysctlKey, Sysctl>, Error> {
+        let written = journal.sysctls.iter().filter(|(_, original)| original.with.is_none());
+        let keys = written.filter_map(|(path, _)| SysctlKey::from_path(path)).chain(desired.sysctls.keys().cloned());
+        let mut sysctls = std::collections::BTreeMap::new();
+        for key in keys {
+            let Some(value) = sysctl::read(&key)? else { continue };
+            let original = journal.sysctls.get(&key.path());
+            // An interface that went and came back starts anew; what the journal says is about its former life.
+            let original = original.filter(|original| original.index == self.index(&key.link));
+            let original = original.filter(|original| original.with.is_none()).map(|original| original.value.clone());
+            sysctls.insert(key, Sysctl { value, original });
+        }
+        Ok(sysctls)
+    }
+}
+
+/// `fe80::/10` (RFC 4291, section 2.5.6).
+fn is_link_local(addr: std::net::Ipv6Addr) -> bool {
+    addr.segments()[0] & 0xffc0 == 0xfe80
+}

@@ -1,0 +1,164 @@
+//! The changes that lead from one state to another, in a safe order.
+//!
+//! All that is added comes before all that is removed, so that no packet falls between the two. On the way up the guard is
+//! first and the rules come after the tables that they lead into, `unreachable` default first of all; forwarding is switched
+//! on last, behind the filter. On the way down the order is the reverse, and the guard is last.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::{
+    ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, Route, Rule, Sysctl, SysctlKey,
+    TABLE_MAIN,
+};
+
+/// One change of the kernel's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Change {
+    /// Puts the table there in one transaction, in the place of one of the same name.
+    ArmGuard(NftTable),
+    DisarmGuard { name: String },
+    /// As `ArmGuard`.
+    AddNft(NftTable),
+    RemoveNft { name: String },
+    SetLink { interface: String, setting: LinkSetting },
+    AddAddress { interface: String, address: IpNet },
+    RemoveAddress { interface: String, address: IpNet },
+    AddRoute(Route),
+    /// Takes the place of another with the same key at once.
+    ReplaceRoute(Route),
+    RemoveRoute(Route),
+    AddRule(Rule),
+    RemoveRule(Rule),
+    /// Recorded in the journal first.
+    SetSysctl { key: SysctlKey, value: String },
+    /// Back to what it was before us.
+    RestoreSysctl { key: SysctlKey, value: String },
+}
+
+/// What leads from `actual` to `desired`; empty when nothing does.
+pub fn diff(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let interface = &desired.interface;
+    let mut changes = Vec::new();
+
+    changes.extend(missing(desired.guard.as_ref(), &actual.guard).map(Change::ArmGuard));
+    changes.extend(missing(desired.filter.as_ref(), &actual.filter).map(Change::AddNft));
+    let settings = desired.link.difference(&actual.link);
+    changes.extend(settings.map(|&setting| Change::SetLink { interface: interface.clone(), setting }));
+    let addresses = desired.addresses.difference(&actual.addresses);
+    changes.extend(addresses.map(|&address| Change::AddAddress { interface: interface.clone(), address }));
+    changes.extend(added_routes(desired, actual));
+    changes.extend(desired.rules.difference(&actual.rules).cloned().map(Change::AddRule));
+    changes.extend(set_sysctls(desired, actual));
+
+    changes.extend(restored_sysctls(desired, actual));
+    changes.extend(actual.rules.difference(&desired.rules).cloned().map(Change::RemoveRule));
+    let kept: BTreeSet<_> = desired.routes.iter().map(Route::key).collect();
+    let gone = actual.routes.iter().filter(|route| !kept.contains(&route.key()));
+    changes.extend(gone.cloned().map(Change::RemoveRoute));
+    let addresses = actual.addresses.difference(&desired.addresses);
+    changes.extend(addresses.map(|&address| Change::RemoveAddress { interface: interface.clone(), address }));
+    if desired.filter.is_none() && actual.filter != NftActual::Absent {
+        changes.push(Change::RemoveNft { name: super::nft::filter_name(interface) });
+    }
+    if desired.guard.is_none() && actual.guard != NftActual::Absent {
+        changes.push(Change::DisarmGuard { name: super::nft::guard_name(interface) });
+    }
+    changes
+}
+
+fn missing(desired: Option<&NftTable>, actual: &NftActual) -> Option<NftTable> {
+    desired.filter(|table| *actual != NftActual::Intact(table.fingerprint())).cloned()
+}
+
+/// `unreachable` before what could be used without it. Main takes no replacement: what has the key there is not ours.
+fn added_routes(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let taken: BTreeSet<_> = actual.routes.iter().map(Route::key).collect();
+    let mut routes: Vec<&Route> = desired.routes.difference(&actual.routes).collect();
+    routes.sort_by_key(|route| route.next_hop != NextHop::Unreachable);
+    let change = |route: &Route| match route.table != TABLE_MAIN && taken.contains(&route.key()) {
+        true => Change::ReplaceRoute(route.clone()),
+        false => Change::AddRoute(route.clone()),
+    };
+    routes.into_iter().map(change).collect()
+}
+
+/// `accept_ra` first: `forwarding` makes the kernel forget the routers of an interface that has 1 there
+/// (`addrconf_fixup_forwarding` in net/ipv6/addrconf.c).
+fn set_sysctls(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let differs = |key: &SysctlKey, value: &String| actual.sysctls.get(key).is_none_or(|now| now.value != *value);
+    let mut wanted: Vec<_> = desired.sysctls.iter().filter(|(key, value)| differs(key, value)).collect();
+    wanted.sort_by_key(|(key, _)| key.name != "accept_ra");
+    wanted.into_iter().map(|(key, value)| Change::SetSysctl { key: key.clone(), value: value.clone() }).collect()
+}
+
+/// `all` first, because writing it overwrites the others; `accept_ra` last.
+fn restored_sysctls(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let ours = |(key, now): (&SysctlKey, &Sysctl)| Some((key.clone(), now.original.clone()?));
+    let mut gone: Vec<_> =
+        actual.sysctls.iter().filter(|(key, _)| !desired.sysctls.contains_key(key)).filter_map(ours).collect();
+    gone.sort_by_key(|(key, _)| (key.name == "accept_ra", key.link != "all"));
+    gone.into_iter().map(|(key, value)| Change::RestoreSysctl { key, value }).collect()
+}
+
+impl Change {
+    /// `add` or `remove`.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::ArmGuard(_)
+            | Self::AddNft(_)
+            | Self::SetLink { .. }
+            | Self::AddAddress { .. }
+            | Self::AddRoute(_)
+            | Self::ReplaceRoute(_)
+            | Self::AddRule(_)
+            | Self::SetSysctl { .. } => "add",
+            Self::DisarmGuard { .. }
+            | Self::RemoveNft { .. }
+            | Self::RemoveAddress { .. }
+            | Self::RemoveRoute(_)
+            | Self::RemoveRule(_)
+            | Self::RestoreSysctl { .. } => "remove",
+        }
+    }
+
+    /// `guard`, `link`, `address`, `route`, `rule`, `nft` or `sysctl`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::ArmGuard(_) | Self::DisarmGuard { .. } => "guard",
+            Self::AddNft(_) | Self::RemoveNft { .. } => "nft",
+            Self::SetLink { .. } => "link",
+            Self::AddAddress { .. } | Self::RemoveAddress { .. } => "address",
+            Self::AddRoute(_) | Self::ReplaceRoute(_) | Self::RemoveRoute(_) => "route",
+            Self::AddRule(_) | Self::RemoveRule(_) => "rule",
+            Self::SetSysctl { .. } | Self::RestoreSysctl { .. } => "sysctl",
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    /// As a person would type it. A new nft table takes several lines.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = |verb: &str, interface: &str, net: &IpNet| {
+            let flag = if Family::of(net) == Family::V6 { " -6" } else { "" };
+            format!("ip{flag} address {verb} {net} dev {interface}")
+        };
+        let text = match self {
+            Self::ArmGuard(table) | Self::AddNft(table) => format!("nft -f - <<'EOF'\n{}EOF", table.text),
+            Self::DisarmGuard { name } | Self::RemoveNft { name } => format!("nft delete table inet {name}"),
+            Self::SetLink { interface, setting } => format!("ip link set {interface} {setting}"),
+            Self::AddAddress { interface, address: net } => address("add", interface, net),
+            Self::RemoveAddress { interface, address: net } => address("del", interface, net),
+            Self::AddRoute(route) => route.command("add"),
+            Self::ReplaceRoute(route) => route.command("replace"),
+            Self::RemoveRoute(route) => route.command("del"),
+            Self::AddRule(rule) => rule.command("add"),
+            Self::RemoveRule(rule) => rule.command("del"),
+            Self::SetSysctl { key, value } | Self::RestoreSysctl { key, value } => format!("sysctl -w {key}={value}"),
+        };
+        f.write_str(&text)
+    }
+}
