@@ -9,6 +9,7 @@
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
 //! | `plan`, `tunnel`, `packet`, `config`, `key` | the core: pure, `now` is an argument |
 
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;

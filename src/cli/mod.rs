@@ -1,5 +1,12 @@
 //! The command line: one file a command; prints, never decides.
 
+pub mod ask;
+pub mod down;
+pub mod page;
+pub mod plan;
+pub mod reload;
+pub mod status;
+
 use std::path::PathBuf;
 
 /// The three folders of the contract, by flag, environment or default.
