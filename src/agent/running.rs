@@ -83,7 +83,7 @@ impl Running {
             return Err(api::Problem {
                 refused: true,
                 errors: vec![format!(
-                    "reload: the interface cannot change from {} to {} while the agent runs",
+                    "the interface cannot change from {} to {} while the agent runs",
                     old.host.interface, new.host.interface
                 )],
                 remedy: Some("meshd down, then meshd up".into()),
@@ -92,7 +92,7 @@ impl Running {
         if new.host.listen_port != old.host.listen_port {
             control::Agent::set_listen_port(self, new.host.listen_port).map_err(|error| api::Problem {
                 refused: false,
-                errors: vec![format!("reload: UDP port {}: {error}", new.host.listen_port)],
+                errors: vec![format!("UDP port {}: {error}", new.host.listen_port)],
                 remedy: Some("choose a free listen_port".into()),
             })?;
         }
@@ -104,7 +104,7 @@ impl Running {
                 if new.host.listen_port != old.host.listen_port {
                     let _ = control::Agent::set_listen_port(self, old.host.listen_port);
                 }
-                return Err(problem("reload", &error));
+                return Err(problem(&error));
             }
         };
         let settings = changing.endpoints.settings(new).await;
@@ -169,7 +169,7 @@ impl control::Agent for Running {
     async fn plan(&self) -> Result<api::Plan, api::Problem> {
         let config = store::load(&self.config_dir).map_err(|error| refused(&error))?;
         let mut changing = self.changing.lock().await;
-        changing.reconciler.plan(&config).await.map(planned).map_err(|error| problem("plan", &error))
+        changing.reconciler.plan(&config).await.map(planned).map_err(|error| problem(&error))
     }
 
     async fn down(&self, keep_guard: bool) -> Result<(), api::Problem> {
@@ -180,7 +180,7 @@ impl control::Agent for Running {
         drop(self.dataplane().take());
         let result = changing.reconciler.teardown(keep_guard).await;
         self.ending.send_replace(true);
-        result.map(drop).map_err(|error| problem("down", &error))
+        result.map(drop).map_err(|error| problem(&error))
     }
 
     fn device(&self) -> Arc<Device> {
@@ -221,10 +221,10 @@ fn refused(error: &store::Error) -> api::Problem {
     api::Problem { refused: error.refused(), errors: error.errors(), remedy: error.remedy() }
 }
 
-fn problem(what: &str, error: &host::Error) -> api::Problem {
+fn problem(error: &host::Error) -> api::Problem {
     api::Problem {
         refused: false,
-        errors: vec![format!("{what}: {error}")],
+        errors: vec![error.to_string()],
         remedy: error.remedy().map(ToString::to_string),
     }
 }

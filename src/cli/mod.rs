@@ -1,10 +1,12 @@
 //! The command line: one file a command; prints, never decides.
 
+mod ask;
 mod complete;
 mod down;
 mod init;
 mod keys;
 mod man;
+mod page;
 mod peer;
 mod plan;
 mod reload;

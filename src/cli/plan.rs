@@ -1,12 +1,73 @@
-//! `meshd plan`.
+//! `meshd plan`: what would change on this host, as a diff.
 
-use super::{Dirs, Failure};
+use super::page::{self, Colour};
+use super::{Dirs, Failure, ask};
+use crate::control::api::Plan;
+use crate::control::client::{Client, ClientError};
 
-/// Arguments of `meshd plan`.
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+/// Show what would change on this host; change nothing.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "With an agent running: what `meshd reload` would change. Without: what `meshd up` would.
 
-/// Runs the command.
-pub fn run(_args: Args, _dirs: &Dirs) -> Result<(), Failure> {
-    Err(Failure::new(3, "agent: not running").try_this("meshd up"))
+Examples:
+  meshd plan           + what would be added, - what would be removed
+  meshd plan --json | jq -r '.changes[].command'")]
+pub struct Args {
+    /// Print JSON, whose fields are stable
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `meshd plan`.
+#[allow(clippy::needless_pass_by_value)] // All commands have the same signature.
+pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
+    let plan = match Client::connect(&dirs.run) {
+        Ok(mut client) => client.plan().map_err(|error| ask::failure("plan", error))?,
+        Err(ClientError::NotRunning) => crate::agent::plan_offline(dirs)?,
+        Err(error) => return Err(ask::failure("plan", error)),
+    };
+    let text = if args.json { json(&plan)? } else { render(&plan, page::coloured()) };
+    page::print(&text).map_err(|error| ask::output_failure("plan", &error))?;
+    if !args.json {
+        ask::warn(&plan.warnings);
+    }
+    Ok(())
+}
+
+fn json(plan: &Plan) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(plan);
+    Ok(text.map_err(|error| ask::failure("plan", ClientError::Protocol(error.to_string())))? + "\n")
+}
+
+fn render(plan: &Plan, colour: bool) -> String {
+    if plan.changes.is_empty() {
+        return "nothing to change\n".to_owned();
+    }
+    let line = |change: &crate::control::api::PlannedChange| {
+        let (sign, shade) = if change.action == "remove" { ('-', Colour::Red) } else { ('+', Colour::Green) };
+        page::paint(&format!("{sign} {}", page::printable(&change.command)), shade, colour) + "\n"
+    };
+    plan.changes.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::PlannedChange;
+
+    #[test]
+    fn it_reads_like_a_diff() {
+        let change = |action: &str, command: &str| PlannedChange {
+            action: action.to_owned(),
+            kind: "rule".to_owned(),
+            command: command.to_owned(),
+        };
+        let plan = Plan {
+            changes: vec![change("add", "ip rule add iif br0 lookup 8820"), change("remove", "ip route del\x1b[2J")],
+            warnings: vec![],
+        };
+        assert_eq!(render(&plan, false), "+ ip rule add iif br0 lookup 8820\n- ip route del\u{fffd}[2J\n");
+        assert!(render(&plan, true).starts_with("\x1b[32m+ ip rule add iif br0 lookup 8820\x1b[0m\n\x1b[31m-"));
+        assert_eq!(render(&Plan::default(), true), "nothing to change\n");
+    }
 }

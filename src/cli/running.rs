@@ -1,12 +1,17 @@
 //! What a command that changed files asks of the running agent.
 
-use super::{Dirs, Failure};
+use super::{Dirs, Failure, ask};
 use crate::control::api::Reloaded;
+use crate::control::client::{Client, ClientError};
 
 /// Has the running agent read its files again; `None` when none runs.
 ///
 /// # Errors
 /// When the agent refuses what it reads, or does not answer.
-pub fn reload(_dirs: &Dirs) -> Result<Option<Reloaded>, Failure> {
-    Ok(None)
+pub fn reload(dirs: &Dirs) -> Result<Option<Reloaded>, Failure> {
+    match Client::connect(&dirs.run).and_then(|mut client| client.reload()) {
+        Ok(reloaded) => Ok(Some(reloaded)),
+        Err(ClientError::NotRunning) => Ok(None),
+        Err(error) => Err(ask::failure("reload", error)),
+    }
 }

@@ -17,7 +17,7 @@ pub(crate) fn peer_key(seed: u8) -> PublicKey {
 }
 
 pub(crate) fn hex_of(key: &[u8; 32]) -> String {
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
+    key.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Home of the worked example: one peer that is up, one that never was heard of.

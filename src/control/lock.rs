@@ -186,7 +186,7 @@ mod tests {
         std::fs::write(dir.path().join(PID_FILE), "1\n").unwrap();
         assert!(running(dir.path()).is_none());
         let _lock = lock(dir.path()).unwrap();
-        assert_eq!(running(dir.path()).unwrap().pid, Some(std::process::id() as i32));
+        assert_eq!(running(dir.path()).unwrap().pid, Some(std::process::id().cast_signed()));
     }
 
     #[test]
@@ -222,13 +222,13 @@ mod tests {
     #[test]
     fn the_end_of_the_process_is_awaited() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let process = pidfd_open(child.id() as i32);
+        let process = pidfd_open(child.id().cast_signed());
         let running = Running { pid: None, process, pid_file: tempfile::tempfile().unwrap() };
         let dir = tempfile::tempdir().unwrap();
         let _held = lock(dir.path()).unwrap();
         let live = Running {
             pid_file: File::open(dir.path().join(PID_FILE)).unwrap(),
-            process: pidfd_open(child.id() as i32),
+            process: pidfd_open(child.id().cast_signed()),
             pid: None,
         };
         assert!(!live.wait(Duration::from_millis(20)));

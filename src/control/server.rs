@@ -121,7 +121,7 @@ async fn metrics_page<A: Agent>(State(agent): State<Arc<A>>) -> Response {
 }
 
 async fn reload<A: Agent>(State(agent): State<Arc<A>>, Extension(caller): Extension<Caller>) -> Response {
-    if let Err(refusal) = may_change(&caller) {
+    if let Some(refusal) = refusal(&caller) {
         return refusal;
     }
     carry_through(&caller, async move { agent.reload().await }).await
@@ -132,7 +132,7 @@ async fn down<A: Agent>(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    if let Err(refusal) = may_change(&caller) {
+    if let Some(refusal) = refusal(&caller) {
         return refusal;
     }
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES);
@@ -150,16 +150,17 @@ async fn down<A: Agent>(
     carry_through(&caller, async move { agent.down(down.keep_guard).await.map(|()| serde_json::json!({})) }).await
 }
 
-fn may_change(caller: &Caller) -> Result<(), Response> {
+/// To whoever may not change.
+fn refusal(caller: &Caller) -> Option<Response> {
     if caller.uid == 0 || caller.uid == Uid::effective().as_raw() {
-        return Ok(());
+        return None;
     }
     let problem = api::Problem {
         refused: true,
         errors: vec![format!("uid {} may look but not change", caller.uid)],
         remedy: Some("the same command with sudo".to_owned()),
     };
-    Err((StatusCode::FORBIDDEN, Json(problem)).into_response())
+    Some((StatusCode::FORBIDDEN, Json(problem)).into_response())
 }
 
 /// Runs a change in a task of its own, so that a client that goes away does not leave it half done.

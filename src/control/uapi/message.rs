@@ -381,7 +381,7 @@ mod tests {
                 tx_bytes: 0,
                 state: PeerState::Down,
             };
-            let key = PrivateKey::from_bytes([seed; 32]);
+            let key = PrivateKey::from_bytes([255; 32]);
             let text = render(&key, port, &[snapshot]);
             // These three kinds of line are for reading only.
             let lines: Vec<&str> = text

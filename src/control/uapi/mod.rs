@@ -162,7 +162,7 @@ async fn send(stream: &mut UnixStream, text: &str) -> io::Result<()> {
 pub fn answer<T: Tunnel>(tunnel: &T, message: &str) -> Zeroizing<String> {
     match message::parse(message) {
         Err(errno) => Zeroizing::new(status(Err(errno))),
-        Ok(Request::Set(edits)) => Zeroizing::new(status(set(tunnel, edits))),
+        Ok(Request::Set(edits)) => Zeroizing::new(status(set(tunnel, &edits))),
         Ok(Request::Get) => {
             let mut text = message::render(&tunnel.private_key(), tunnel.listen_port(), &tunnel.peers());
             text.push_str(&status(Ok(())));
@@ -171,14 +171,14 @@ pub fn answer<T: Tunnel>(tunnel: &T, message: &str) -> Zeroizing<String> {
     }
 }
 
-fn set<T: Tunnel>(tunnel: &T, edits: Edits) -> Result<(), Errno> {
+fn set<T: Tunnel>(tunnel: &T, edits: &Edits) -> Result<(), Errno> {
     // The one edit that can fail comes first, so that a failure leaves all as it was.
     if let Some(port) = edits.listen_port.filter(|&port| port != tunnel.listen_port()) {
         tunnel.set_listen_port(port).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
     }
     let private_key = edits.private_key.clone().unwrap_or_else(|| tunnel.private_key());
     let current: Vec<PeerSettings> = tunnel.peers().into_iter().map(|peer| peer.settings).collect();
-    let next = edit::apply(&edits, &current, &private_key.public_key());
+    let next = edit::apply(edits, &current, &private_key.public_key());
     let (removed, changed) = edit::difference(&current, next);
     if private_key != tunnel.private_key() {
         tunnel.set_private_key(private_key);

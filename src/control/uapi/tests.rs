@@ -102,14 +102,14 @@ struct Server {
     socket: PathBuf,
     interface: String,
     thread: Option<JoinHandle<()>>,
-    _dir: Option<tempfile::TempDir>,
+    dir: Option<tempfile::TempDir>,
 }
 
 impl Server {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Self::start_in(dir.path(), "mesh0");
-        server._dir = Some(dir);
+        server.dir = Some(dir);
         server
     }
 
@@ -127,7 +127,7 @@ impl Server {
             runtime.block_on(serve(served.clone(), listener, served.shutdown.notified())).unwrap();
         });
         let socket = directory.join(format!("{interface}.sock"));
-        Self { tunnel, socket, interface: interface.to_owned(), thread: Some(thread), _dir: None }
+        Self { tunnel, socket, interface: interface.to_owned(), thread: Some(thread), dir: None }
     }
 
     fn connect(&self) -> std::os::unix::net::UnixStream {
@@ -236,7 +236,7 @@ fn neither_slow_nor_garbage_clients_block_others() {
 fn a_message_without_end_is_cut_off() {
     let server = Server::start();
     let mut stream = server.connect();
-    let chunk = [b'a'; 1 << 16];
+    let chunk = vec![b'a'; 1 << 16];
     let mut sent = 0;
     // The server stops reading, answers and closes.
     while sent < 4 * MAX_MESSAGE_BYTES && stream.write_all(&chunk).is_ok() {
