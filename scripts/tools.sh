@@ -1,0 +1,30 @@
+# Sourced by the scripts beside it: installs the programs that are missing.
+export PATH=$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
+
+die() { echo "scripts/${0##*/}: $*" >&2; exit 1; }
+
+# What the lab needs, before anything is installed or built.
+need_root_and_tun() {
+    [[ $EUID = 0 ]] || die "needs root for network namespaces: try sudo -E scripts/${0##*/}"
+    [[ -c /dev/net/tun ]] || die "/dev/net/tun is missing: modprobe tun; in a container, add the device and NET_ADMIN"
+    command -v cargo >/dev/null || die "cargo is missing: install Rust first"
+}
+
+# need_tools PROGRAM:PACKAGE…
+need_tools() {
+    local tool missing=()
+    for tool; do
+        command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+    done
+    ((${#missing[@]})) || return 0
+    echo "installing ${missing[*]}"
+    command -v apt-get >/dev/null || die "please install: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # Without recommendations: wireguard-tools recommends a kernel.
+    apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# What the topology, the agent and the build need; the tests need more.
+lab_tools=(nft:nftables ip:iproute2 ss:iproute2 ping:iputils-ping wg:wireguard-tools iperf3:iperf3 conntrack:conntrack
+    curl:curl jq:jq socat:socat tcpdump:tcpdump sysctl:procps nsenter:util-linux cc:gcc make:make pkg-config:pkg-config)

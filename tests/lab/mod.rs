@@ -1,0 +1,210 @@
+//! The worked example's picture in network namespaces, with the real binary; `topology.sh` builds it.
+//!
+//! Every test has a [`Lab`] of its own, so tests run side by side. Dropping it kills what runs in it and deletes it.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+pub mod capture;
+pub mod host;
+pub mod nat;
+pub mod netns;
+pub mod other;
+pub mod snapshot;
+pub mod traffic;
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use host::Host;
+use netns::Namespace;
+use traffic::WebServer;
+
+/// The tunnel's UDP port on both hosts.
+pub const PORT: u16 = 51820;
+/// The internet's web server, which answers the client's address.
+pub const WEB: &str = "192.0.2.80";
+/// The same over IPv6.
+pub const WEB6: &str = "2001:db8:80::80";
+/// What the VPS is to the internet.
+pub const VPS: &str = "203.0.113.10";
+/// The same over IPv6.
+pub const VPS6: &str = "2001:db8:1::10";
+/// What home is to the internet: its router's address.
+pub const ISP: &str = "198.51.100.7";
+/// Home's own address over IPv6, which is routed.
+pub const HOME6: &str = "2001:db8:168::20";
+/// The container on the VPS.
+pub const PROXY: &str = "10.89.1.10";
+/// The same over IPv6.
+pub const PROXY6: &str = "fd89:1::10";
+/// The container at home.
+pub const NEXTCLOUD: &str = "10.89.2.10";
+/// The same over IPv6.
+pub const NEXTCLOUD6: &str = "fd89:2::10";
+
+/// vps, home behind its ISP's NAT, an internet, a container on each bridge.
+pub struct Lab {
+    /// The host on a public address.
+    pub vps: Host,
+    /// The host behind NAT.
+    pub home: Host,
+    /// The container on the VPS.
+    pub proxy: Namespace,
+    /// The container at home.
+    pub nextcloud: Namespace,
+    /// Home's router.
+    pub isp: Namespace,
+    /// Everything else, with the web server.
+    pub internet: Namespace,
+    _web: WebServer,
+    // Dropped last, in this order: the namespaces, then the files.
+    _topology: Topology,
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Builds the picture and places the files of `peers/`; starts nothing.
+    pub fn new() -> Self {
+        Self::with_binary(Path::new(env!("CARGO_BIN_EXE_meshd")))
+    }
+
+    /// The same with the optimised binary, for tests that measure it.
+    pub fn release() -> Self {
+        Self::with_binary(&release_binary())
+    }
+
+    fn with_binary(binary: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("meshd-lab-").tempdir().expect("a folder for the lab");
+        let topology = Topology::up(dir.path());
+        let namespace = |name| Namespace::open(&topology.namespace(name));
+        let host = |name| Host::new(name, namespace(name), dir.path().join(name), binary);
+        let (vps, home) = (host("vps"), host("home"));
+        vps.place(&["home", "phone"]);
+        home.place(&["vps"]);
+        let internet = namespace("internet");
+        Self {
+            vps,
+            home,
+            proxy: namespace("proxy"),
+            nextcloud: namespace("nextcloud"),
+            isp: namespace("isp"),
+            _web: WebServer::start(&internet, 80),
+            internet,
+            _topology: topology,
+            dir,
+        }
+    }
+
+    /// The lab with the agents of both hosts up.
+    pub fn up() -> Self {
+        let lab = Self::new();
+        lab.start();
+        lab
+    }
+
+    /// Starts both agents.
+    pub fn start(&self) {
+        self.vps.up();
+        self.home.up();
+    }
+
+    /// A place for a test's own files.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Lets home forward and masquerade its containers as Podman does: without a guard, a leak waiting to happen.
+    pub fn masquerade_at_home_like_podman(&self) {
+        self.home.run(
+            "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; \
+             nft 'table inet podman { chain post { type nat hook postrouting priority srcnat; \
+             iifname br0 oifname eth0 masquerade; }; }'",
+        );
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in [&self.vps, &self.home] {
+                host.print_log();
+            }
+        }
+    }
+}
+
+/// The optimised binary that `scripts/test` builds.
+pub fn release_binary() -> PathBuf {
+    let path = std::env::var_os("MESHD_RELEASE_BIN").map_or_else(|| root().join("target/release/meshd"), PathBuf::from);
+    assert!(path.exists(), "{} is missing: run scripts/test", path.display());
+    path
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Asks until the answer is `Some`, for at most `limit`; panics with `what` when it never is.
+pub fn wait_for<T>(what: impl AsRef<str>, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {}", what.as_ref());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Asks until both sides are equal, for at most five seconds; panics with the last two otherwise.
+pub fn wait_equal<T: PartialEq + Debug>(what: &str, mut sides: impl FnMut() -> (T, T)) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let (left, right) = sides();
+        if left == right {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}\n left: {left:?}\nright: {right:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Seconds, shortly.
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+struct Topology {
+    id: String,
+}
+
+impl Topology {
+    fn up(dir: &Path) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        assert!(nix::unistd::geteuid().is_root(), "the lab needs network namespaces: run scripts/test as root");
+        let id = format!("{}-t{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let status = Self::script().arg("up").arg(&id).arg(dir).status().expect("bash");
+        assert!(status.success(), "tests/lab/topology.sh up {id}: {status}");
+        Self { id }
+    }
+
+    fn namespace(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/run/netns/meshd-{}-{name}", self.id))
+    }
+
+    fn script() -> Command {
+        Command::new(root().join("tests/lab/topology.sh"))
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        if let Err(error) = Self::script().arg("down").arg(&self.id).status() {
+            eprintln!("tests/lab/topology.sh down {}: {error}", self.id);
+        }
+    }
+}
