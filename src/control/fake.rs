@@ -102,7 +102,7 @@ impl FakeAgent {
 }
 
 impl Agent for FakeAgent {
-    fn status(&self) -> api::Status {
+    async fn status(&self) -> api::Status {
         self.called("status");
         status()
     }

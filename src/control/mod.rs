@@ -25,7 +25,7 @@ use crate::tunnel::Device;
 /// What the control sockets can ask of the running agent.
 pub trait Agent: Send + Sync + 'static {
     /// For `meshd status`.
-    fn status(&self) -> api::Status;
+    fn status(&self) -> impl Future<Output = api::Status> + Send;
     /// Reads the files again and applies the difference. An error leaves all as it was.
     fn reload(&self) -> impl Future<Output = Result<api::Reloaded, api::Problem>> + Send;
     /// What `reload` would change in the kernel.

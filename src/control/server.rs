@@ -108,7 +108,7 @@ async fn connection(stream: UnixStream, router: Router, mut caller: Caller) {
 }
 
 async fn status<A: Agent>(State(agent): State<Arc<A>>) -> Json<api::Status> {
-    Json(agent.status())
+    Json(agent.status().await)
 }
 
 async fn plan<A: Agent>(State(agent): State<Arc<A>>) -> Response {
@@ -117,7 +117,7 @@ async fn plan<A: Agent>(State(agent): State<Arc<A>>) -> Response {
 
 async fn metrics_page<A: Agent>(State(agent): State<Arc<A>>) -> Response {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&agent.status(), now)).into_response()
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&agent.status().await, now)).into_response()
 }
 
 async fn reload<A: Agent>(State(agent): State<Arc<A>>, Extension(caller): Extension<Caller>) -> Response {

@@ -203,6 +203,12 @@ impl Reconciler {
         Ok(!diff(&desired, &actual).is_empty())
     }
 
+    /// Whether any guard stands, be it of a process that is gone or of another configuration.
+    pub async fn guard_stands(&mut self) -> Result<bool, Error> {
+        let journal = self.store.load().unwrap_or_default();
+        Ok(self.nft(&journal).await?.guard != NftActual::Absent)
+    }
+
     /// Whether the guard holds this bridge at this moment, as it was last configured.
     pub async fn guard_armed(&mut self, bridge: &str) -> bool {
         let journal = self.store.load().unwrap_or_default();

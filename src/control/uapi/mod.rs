@@ -63,7 +63,7 @@ impl<A: Agent> Tunnel for A {
     }
 
     fn remove_peer(&self, key: &PublicKey) {
-        self.device().remove_peer(key);
+        self.device().remove_peer(key, Instant::now());
     }
 
     fn private_key(&self) -> PrivateKey {
