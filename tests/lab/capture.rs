@@ -103,6 +103,14 @@ enum Class {
     Leak(String),
 }
 
+/// Whether an ICMP message is the kernel's own "port unreachable" for a datagram of the tunnel: what a host answers when the
+/// agent is dead and the peer still sends. `header` is the length of the quoted IP header.
+fn quotes_the_tunnel(message: &[u8], header: usize) -> bool {
+    let port_unreachable = matches!(message, [3, 3, ..] | [1, 4, ..]);
+    let port = message.get(8 + header + 2..8 + header + 4);
+    port_unreachable && port == Some(&PORT.to_be_bytes())
+}
+
 fn classify(frame: &[u8]) -> Class {
     let leak = |what: String| Class::Leak(what);
     if frame.len() < 14 {
@@ -119,6 +127,7 @@ fn classify(frame: &[u8]) -> Class {
             match packet[9] {
                 2 => Class::Neighbour,
                 17 if !fragment => udp(packet.get(header..).unwrap_or_default(), [67, 68], &flow),
+                1 if quotes_the_tunnel(packet.get(header..).unwrap_or_default(), 20) => Class::Tunnel(0),
                 protocol => leak(format!("{flow} protocol {protocol}")),
             }
         }
@@ -132,6 +141,7 @@ fn classify(frame: &[u8]) -> Class {
             match (next, payload.first()) {
                 (58, Some(130..=137 | 143)) => Class::Neighbour,
                 (17, _) => udp(payload, [546, 547], &flow),
+                (58, _) if quotes_the_tunnel(payload, 40) => Class::Tunnel(0),
                 _ => leak(format!("{flow} protocol {next}")),
             }
         }
