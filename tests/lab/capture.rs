@@ -13,7 +13,7 @@ use super::netns::Namespace;
 /// What was seen so far.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// ARP, NDP, MLD, IGMP, DHCP.
+    /// ARP, NDP, MLD, IGMP, DHCP, and the kernel's refusals of tunnel packets that nobody listens for any more.
     pub neighbour: u64,
     /// Bytes of UDP payload that the tunnel sent from here, padding and headers of WireGuard included.
     pub tunnel_tx: u64,
@@ -119,6 +119,7 @@ fn classify(frame: &[u8]) -> Class {
             match packet[9] {
                 2 => Class::Neighbour,
                 17 if !fragment => udp(packet.get(header..).unwrap_or_default(), [67, 68], &flow),
+                1 if refuses_the_tunnel(packet.get(header..).unwrap_or_default()) => Class::Neighbour,
                 protocol => leak(format!("{flow} protocol {protocol}")),
             }
         }
@@ -139,6 +140,15 @@ fn classify(frame: &[u8]) -> Class {
     }
 }
 
+/// "Port unreachable", quoting a packet of the tunnel: sent by a host whose agent is dead.
+fn refuses_the_tunnel(icmp: &[u8]) -> bool {
+    let quoted = match icmp {
+        [3, 3, _, _, _, _, _, _, ip @ ..] if ip.len() >= 20 && ip[9] == 17 => ip.get(usize::from(ip[0] & 0xf) * 4..),
+        _ => None,
+    };
+    quoted.is_some_and(|datagram| matches!(udp(datagram, [0, 0], ""), Class::Tunnel(_)))
+}
+
 /// The tunnel's: a port of the tunnel and a message type of WireGuard, so that a container's own datagram to the exit's
 /// port counts as a leak.
 fn udp(datagram: &[u8], dhcp: [u16; 2], flow: &str) -> Class {
@@ -150,7 +160,7 @@ fn udp(datagram: &[u8], dhcp: [u16; 2], flow: &str) -> Class {
     }
     let wireguard = matches!(datagram.get(8..12), Some([1..=4, 0, 0, 0]));
     if wireguard && (source == PORT || destination == PORT) {
-        return Class::Tunnel(u64::from(word(4)) - 8);
+        return Class::Tunnel(u64::from(word(4)).saturating_sub(8));
     }
     Class::Leak(format!("{flow} UDP {source} > {destination}"))
 }
