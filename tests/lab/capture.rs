@@ -13,7 +13,7 @@ use super::netns::Namespace;
 /// What was seen so far.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// ARP, NDP, MLD, IGMP, DHCP.
+    /// ARP, NDP, MLD, IGMP, DHCP, and the kernel's refusals of tunnel packets that nobody listens for any more.
     pub neighbour: u64,
     /// Bytes of UDP payload that the tunnel sent from here, padding and headers of WireGuard included.
     pub tunnel_tx: u64,
@@ -103,14 +103,6 @@ enum Class {
     Leak(String),
 }
 
-/// Whether an ICMP message is the kernel's own "port unreachable" for a datagram of the tunnel: what a host answers when the
-/// agent is dead and the peer still sends. `header` is the length of the quoted IP header.
-fn quotes_the_tunnel(message: &[u8], header: usize) -> bool {
-    let port_unreachable = matches!(message, [3, 3, ..] | [1, 4, ..]);
-    let port = message.get(8 + header + 2..8 + header + 4);
-    port_unreachable && port == Some(&PORT.to_be_bytes())
-}
-
 fn classify(frame: &[u8]) -> Class {
     let leak = |what: String| Class::Leak(what);
     if frame.len() < 14 {
@@ -127,7 +119,7 @@ fn classify(frame: &[u8]) -> Class {
             match packet[9] {
                 2 => Class::Neighbour,
                 17 if !fragment => udp(packet.get(header..).unwrap_or_default(), [67, 68], &flow),
-                1 if quotes_the_tunnel(packet.get(header..).unwrap_or_default(), 20) => Class::Tunnel(0),
+                1 if refuses_the_tunnel(packet.get(header..).unwrap_or_default()) => Class::Neighbour,
                 protocol => leak(format!("{flow} protocol {protocol}")),
             }
         }
@@ -141,12 +133,20 @@ fn classify(frame: &[u8]) -> Class {
             match (next, payload.first()) {
                 (58, Some(130..=137 | 143)) => Class::Neighbour,
                 (17, _) => udp(payload, [546, 547], &flow),
-                (58, _) if quotes_the_tunnel(payload, 40) => Class::Tunnel(0),
                 _ => leak(format!("{flow} protocol {next}")),
             }
         }
         (high, low) => leak(format!("ethertype {high:02x}{low:02x}")),
     }
+}
+
+/// "Port unreachable", quoting a packet of the tunnel: sent by a host whose agent is dead.
+fn refuses_the_tunnel(icmp: &[u8]) -> bool {
+    let quoted = match icmp {
+        [3, 3, _, _, _, _, _, _, ip @ ..] if ip.len() >= 20 && ip[9] == 17 => ip.get(usize::from(ip[0] & 0xf) * 4..),
+        _ => None,
+    };
+    quoted.is_some_and(|datagram| matches!(udp(datagram, [0, 0], ""), Class::Tunnel(_)))
 }
 
 /// The tunnel's: a port of the tunnel and a message type of WireGuard, so that a container's own datagram to the exit's
@@ -160,7 +160,7 @@ fn udp(datagram: &[u8], dhcp: [u16; 2], flow: &str) -> Class {
     }
     let wireguard = matches!(datagram.get(8..12), Some([1..=4, 0, 0, 0]));
     if wireguard && (source == PORT || destination == PORT) {
-        return Class::Tunnel(u64::from(word(4)) - 8);
+        return Class::Tunnel(u64::from(word(4)).saturating_sub(8));
     }
     Class::Leak(format!("{flow} UDP {source} > {destination}"))
 }

@@ -10,8 +10,8 @@ const COMMANDS: &[&str] = &[
     "ip -4 route show table all",
     "ip -6 route show table all",
     "ip address",
-    // The bridge's garbage collection timer ticks.
-    "ip -d link | sed -E 's/(hello|tcn|topology_change|gc)_timer +[0-9.]+ ?//g'",
+    // The timers of bridges tick.
+    "ip -d link | sed -E 's/[a-z_]+_timer +[0-9.]+ ?//g'",
     "nft list ruleset",
     "grep -rs '' /proc/sys/net/ipv4 | sort",
     "grep -rs '' /proc/sys/net/ipv6 | sort",

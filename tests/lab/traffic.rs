@@ -59,10 +59,10 @@ fn answer(client: TcpStream, address: IpAddr) -> io::Result<()> {
     write!(reader.get_mut(), "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-/// The address under which a web server sees this namespace; an error when it cannot be reached within two seconds.
+/// The address under which a web server sees this namespace; an error when it cannot be reached within a second.
 pub fn seen_by(from: &Namespace, server: &str) -> io::Result<String> {
     let address = SocketAddr::new(server.parse().expect("an address"), 80);
-    let mut stream = from.within(|| TcpStream::connect_timeout(&address, secs(2)))?;
+    let mut stream = from.within(|| TcpStream::connect_timeout(&address, secs(1)))?;
     stream.set_read_timeout(Some(secs(2)))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n")?;
     let mut response = String::new();
@@ -200,8 +200,12 @@ pub fn iperf(from: &Namespace, to: &Namespace, address: &str, options: &str) -> 
     let mut server =
         to.command("iperf3").args(["-s", "-1", "-B", address]).stdout(Stdio::null()).spawn().expect("iperf3");
     wait_for("the iperf3 server listens", secs(5), || to.run("ss -ltnH sport = :5201").contains(":5201").then_some(()));
-    let output =
-        from.command("iperf3").args(["-J", "-c", address]).args(options.split_whitespace()).output().expect("iperf3");
+    let output = from
+        .command("iperf3")
+        .args(["-J", "--connect-timeout", "3000", "-c", address])
+        .args(options.split_whitespace())
+        .output()
+        .expect("iperf3");
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         let _ = server.kill();
