@@ -66,15 +66,6 @@ fn both_ways_with_a_preshared_key(other: Other, role: Role) {
     assert_eq!(transfer(&lab.vps, &lab.home, AT_HOME, 5).to_string(), AT_VPS);
     assert_eq!(transfer(&lab.home, &lab.vps, "fd88::1", 1).to_string(), "fd88::2");
 
-    // What each counts is what the other counts; keepalives may be under way.
-    let counted = |host: &Host| {
-        let row = host.wg_show("transfer").into_values().next().expect("one peer with traffic");
-        (row[0].parse::<u64>().expect("received"), row[1].parse::<u64>().expect("sent"))
-    };
-    let ((home_rx, home_tx), (vps_rx, vps_tx)) = (counted(&lab.home), counted(&lab.vps));
-    let near = |a: u64, b: u64| a.abs_diff(b) < 4096 + a / 100;
-    assert!(near(home_rx, vps_tx) && near(home_tx, vps_rx), "{home_rx} {vps_tx}, {home_tx} {vps_rx}");
-
     let ping = Ping::start(&lab.home, AT_VPS, "-c 100 -i 0.02 -W 2");
     nat::rebind(&lab.isp, "198.51.100.8:40000-40100");
     let pinged = ping.finish();
