@@ -57,10 +57,11 @@ fn start(other: Other, role: Role, psk: &str, keepalive: u16) -> Lab {
 
 fn both_ways_with_a_preshared_key(other: Other, role: Role) {
     let lab = start(other, role, PSK, 1);
-    assert!(lab.home.ping(AT_VPS), "the first ping waits for the handshake");
-    assert!(lab.home.ping("fd88::1"));
-    assert!(lab.vps.ping(AT_HOME));
-    assert!(lab.vps.ping("fd88::2"));
+    // Others may drop what waits for a handshake; that meshd does not is tested in mesh.rs.
+    for (from, to) in [(&lab.home, AT_VPS), (&lab.home, "fd88::1"), (&lab.vps, AT_HOME), (&lab.vps, "fd88::2")] {
+        let pinged = from.ping_with(to, "-c 5 -i 0.1 -W 2");
+        assert!(pinged.lost() <= 1, "{} to {to}: {pinged:?}", from.name);
+    }
     assert_eq!(lab.home.ping_with(AT_VPS, "-c 5 -i 0.02 -W 2 -s 4000").lost(), 0);
     assert_eq!(transfer(&lab.home, &lab.vps, AT_VPS, 5).to_string(), AT_HOME);
     assert_eq!(transfer(&lab.vps, &lab.home, AT_HOME, 5).to_string(), AT_VPS);
@@ -116,7 +117,7 @@ interop! {
     wrong_preshared_key_as_initiator: refuses_another_preshared_key(WireguardGo, Initiator);
 }
 
-/// One pair of hosts pinging each other for 155 s: past REKEY_AFTER_TIME (120 s), with handshakes counted by wg(8).
+/// One pair of hosts pinging each other for 155 s: past `REKEY_AFTER_TIME` (120 s), with handshakes counted by wg(8).
 fn outlives(other: Other, role: Role) -> Result<(), String> {
     let lab = start(other, role, PSK, 1);
     let what = format!("{other:?}, meshd as {role:?}");
