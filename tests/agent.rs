@@ -256,7 +256,7 @@ fn refused_reloads_name_the_line_and_change_nothing() {
     // The file, the text in it, what it becomes, the line that must be named, and a word of the reason.
     let faults: &[(&str, &str, &str, usize, &str)] = &[
         ("peers/home.toml", "subnets =", "subnet =", 4, "subnet"),
-        ("peers/home.toml", "\"fd88::2\"]", "\"fd88::2\"", 3, ""),
+        ("peers/home.toml", "addresses = [", "addresses = = [", 3, ""),
         ("peers/home.toml", "10.89.2.0/24", "10.89.1.128/25", 4, "10.89.1"),
         ("peers/home.toml", &home_key, &own_key, 2, "key"),
         ("peers/home.toml", &home_key, "public_key = \"AAAA\"", 2, "key"),
