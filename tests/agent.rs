@@ -20,11 +20,12 @@ fn status_and_wg_agree_with_the_wire() {
     let lab = Lab::new();
     let capture = Capture::start(&lab.home, "eth0", b"");
     lab.start();
-    transfer(&lab.nextcloud, &lab.proxy, PROXY, 3);
-    transfer(&lab.proxy, &lab.nextcloud, NEXTCLOUD, 2);
+    // Paced, so that every packet on the wire also fits into a socket's buffer and is counted.
+    assert_eq!(lab.nextcloud.ping_with(PROXY, "-c 200 -i 0.005 -s 1200").lost(), 0);
+    assert_eq!(lab.proxy.ping_with(NEXTCLOUD, "-c 100 -i 0.005 -s 4000").lost(), 0);
 
     let key = lab.vps.public_key();
-    // Delayed acknowledgements and keepalives may be under way, so the three are compared until they are still.
+    // Keepalives may be under way, so the three are compared until they are still.
     wait_equal("status, wg show and the wire, each received and sent", || {
         let before = capture.seen();
         let (status, wg) = (lab.home.peer("vps"), lab.home.wg_show("transfer"));
@@ -34,7 +35,8 @@ fn status_and_wg_agree_with_the_wire() {
         ([status, wg], [wire, wire])
     });
     let seen = capture.finish();
-    assert!(seen.tunnel_tx > 3 << 20 && seen.tunnel_rx > 2 << 20, "{seen:?}");
+    assert!(seen.tunnel_tx > 600_000 && seen.tunnel_rx > 600_000, "{seen:?}");
+    assert!(seen.leaks.is_empty(), "{seen:?}");
 
     let status = lab.home.status();
     assert_eq!(status["name"], "home");
@@ -254,7 +256,7 @@ fn refused_reloads_name_the_line_and_change_nothing() {
     // The file, the text in it, what it becomes, the line that must be named, and a word of the reason.
     let faults: &[(&str, &str, &str, usize, &str)] = &[
         ("peers/home.toml", "subnets =", "subnet =", 4, "subnet"),
-        ("peers/home.toml", "\"fd88::2\"]", "\"fd88::2\"", 3, ""),
+        ("peers/home.toml", "addresses = [", "addresses = = [", 3, ""),
         ("peers/home.toml", "10.89.2.0/24", "10.89.1.128/25", 4, "10.89.1"),
         ("peers/home.toml", &home_key, &own_key, 2, "key"),
         ("peers/home.toml", &home_key, "public_key = \"AAAA\"", 2, "key"),

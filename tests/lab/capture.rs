@@ -85,9 +85,9 @@ fn watch(socket: i32, marker: &[u8], stop: &AtomicBool, seen: &Mutex<Seen>) {
             continue;
         };
         let frame = &frame[..len];
-        let marked = !marker.is_empty() && frame.windows(marker.len()).any(|window| window == marker);
+        let in_the_clear = !marker.is_empty() && frame.windows(marker.len()).any(|window| window == marker);
         let mut seen = seen.lock().expect("no panic under this lock");
-        seen.marked += u64::from(marked);
+        seen.marked += u64::from(in_the_clear);
         match classify(frame) {
             Class::Neighbour => seen.neighbour += 1,
             Class::Tunnel(bytes) if outgoing => seen.tunnel_tx += bytes,

@@ -30,18 +30,18 @@ impl Snapshot {
 
     /// Panics with the lines that differ.
     pub fn assert_same(&self, now: &Self, what: &str) {
-        let mut report = String::new();
+        let mut report = Vec::new();
         for (command, before) in &self.0 {
             let after = &now.0[command];
             if before != after {
                 let gone = before.lines().filter(|line| !after.lines().any(|other| other == *line));
                 let new = after.lines().filter(|line| !before.lines().any(|other| other == *line));
-                report += &format!("{command}\n");
-                report.extend(gone.map(|line| format!("  - {line}\n")));
-                report.extend(new.map(|line| format!("  + {line}\n")));
-                report += "  (lines alike may stand in another order)\n";
+                report.push((*command).to_owned());
+                report.extend(gone.map(|line| format!("  - {line}")));
+                report.extend(new.map(|line| format!("  + {line}")));
+                report.push("  (lines alike may stand in another order)".to_owned());
             }
         }
-        assert!(report.is_empty(), "{what}:\n{report}");
+        assert!(report.is_empty(), "{what}:\n{}", report.join("\n"));
     }
 }

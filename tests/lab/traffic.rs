@@ -164,9 +164,9 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: &str, megabytes: usiz
     stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
     let mut done = Vec::new();
     stream.read_to_end(&mut done).expect("the answer");
-    let (client, received) = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (client, arrived) = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     assert_eq!(done, b"done");
-    assert_eq!(received, megabytes << 20);
+    assert_eq!(arrived, megabytes << 20);
     client
 }
 
