@@ -13,7 +13,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not 32 bytes of base64.
-    #[error("not a key: expected 44 characters of base64, as `meshd genkey` prints")]
+    #[error("not a key: expected 44 characters of base64")]
     Malformed,
     /// A point of small order: every shared secret with it is zero (RFC 7748, section 6.1).
     #[error("a low-order key, which would agree on an all-zero secret with anyone")]

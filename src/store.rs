@@ -300,17 +300,20 @@ fn open(path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
 
 /// Refuses a secret that somebody else may read or may have written.
 fn secret(path: &Path, metadata: &fs::Metadata, what: &str) -> Result<(), Error> {
-    let mode = metadata.permissions().mode() & 0o7777;
+    let (mode, owner) = (metadata.permissions().mode() & 0o7777, metadata.uid());
     if mode & 0o077 != 0 {
         let why = format!("{what}mode {mode:04o} lets others at a key; 0600 would be right");
         return Err(refused(path, &why, |shown| format!("chmod 600 {shown}")));
     }
-    let user = nix::unistd::geteuid();
-    if metadata.uid() != 0 && metadata.uid() != user.as_raw() {
-        let why = format!("{what}belongs to user {}; expected root or user {user}", metadata.uid());
-        return Err(refused(path, &why, |shown| format!("chown {user} {shown}")));
+    owned(path, owner, nix::unistd::geteuid().as_raw(), what)
+}
+
+fn owned(path: &Path, owner: u32, user: u32, what: &str) -> Result<(), Error> {
+    if owner == 0 || owner == user {
+        return Ok(());
     }
-    Ok(())
+    let why = format!("{what}belongs to user {owner}; expected root or user {user}");
+    Err(refused(path, &why, |shown| format!("chown {user} {shown}")))
 }
 
 fn put(path: &Path, text: &str, mode: u32, publish: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {

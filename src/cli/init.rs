@@ -17,8 +17,8 @@ use crate::store::{self, Layout};
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = "\
 Writes meshd.toml, private.key and peers/ into the configuration folder and
-overwrites nothing. Without --address the host's addresses are made from its key,
-so that two hosts rarely get the same ones.
+overwrites nothing. Without --address the host's addresses are made from its
+key, so that two hosts rarely get the same ones.
 
 Examples:
   meshd init
@@ -118,8 +118,8 @@ fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, F
         None => "# endpoint = \"vps.example.net:51820\"\n".into(),
     };
     let mut text = format!(
-        "# meshd on this host. `meshd plan` shows what an edit would change, `meshd reload`\n\
-         # applies it. Other hosts are in peers/, one file each.\n\n\
+        "# meshd on this host. `meshd plan` shows what an edit would change,\n\
+         # `meshd reload` applies it. Other hosts are in peers/, one file each.\n\n\
          # This host's name in the mesh.\n\
          name = {}\n\n\
          # Its addresses inside the mesh, with the prefix of the mesh network. The other\n\
@@ -139,8 +139,9 @@ fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, F
     for bridge in &args.bridges {
         let (name, subnets) = bridge_argument(bridge, found)?;
         text.push_str(&format!(
-            "\n# A container bridge that the mesh reaches. Its containers leave to the internet\n\
-             # as without meshd (\"direct\"), through a peer (its name), or not at all (\"none\").\n\
+            "\n# A container bridge that the mesh reaches. Its containers leave to the\n\
+             # internet as without meshd (\"direct\"), through a peer (its name), or not at\n\
+             # all (\"none\").\n\
              [[bridge]]\n\
              name = {}\n\
              subnets = {}\n\

@@ -8,8 +8,8 @@ use super::{Failure, command, print};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  meshd man | man -l -                                read the main page
-  meshd man --out /usr/local/share/man/man8           one page for each command")]
+  meshd man | man -l -                         read the main page
+  meshd man --out /usr/local/share/man/man8    one page for each command")]
 pub struct Args {
     /// Write a page for each command into this folder instead
     #[arg(long, value_name = "DIR")]
@@ -18,7 +18,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let mut command = command();
+    // `meshd help` needs no page of its own.
+    let mut command =
+        command().disable_help_subcommand(true).mut_subcommand("peer", |peer| peer.disable_help_subcommand(true));
     command.build();
     let Some(folder) = args.out else { return print(&page(&command)?) };
     std::fs::create_dir_all(&folder).map_err(|error| Failure::new(1, format!("{}: {error}", folder.display())))?;
@@ -28,10 +30,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn write_all(command: &clap::Command, name: &str, folder: &Path) -> Result<(), Failure> {
     let path = folder.join(format!("{name}.8"));
     std::fs::write(&path, page(command)?).map_err(|error| Failure::new(1, format!("{}: {error}", path.display())))?;
-    command
-        .get_subcommands()
-        .filter(|sub| !sub.is_hide_set())
-        .try_for_each(|sub| write_all(sub, &format!("{name}-{}", sub.get_name()), folder))
+    command.get_subcommands().try_for_each(|sub| write_all(sub, &format!("{name}-{}", sub.get_name()), folder))
 }
 
 fn page(command: &clap::Command) -> Result<String, Failure> {

@@ -44,7 +44,7 @@ enum Owner<'a> {
     Mesh,
     Bridge(usize, &'a str),
     Lan(usize),
-    Peer(&'a Peer),
+    Peer(usize, &'a Peer),
 }
 
 impl<'a> Check<'a> {
@@ -178,12 +178,12 @@ impl<'a> Check<'a> {
     }
 
     /// Says it where it is most likely to be corrected: in the peer's file rather than in the host's, and of two peers
-    /// in that of the later name.
+    /// in the later file, which is the one that `meshd peer add` would write.
     fn clash(&mut self, a: &Claim<'_>, b: &Claim<'_>) {
         let (wrong, kept) = if rank(a) > rank(b) { (a, b) } else { (b, a) };
         let (net, other) = (quote(&wrong.net.to_string()), kept.net);
         match wrong.owner {
-            Owner::Peer(peer) => {
+            Owner::Peer(_, peer) => {
                 self.peer_problem(peer, &wrong.key, format!("subnets {net} overlaps {other} of {}", kept.owner));
             }
             owner => self.host_problem(&wrong.key, format!("{owner}: {net} overlaps {other} of {}", kept.owner)),
@@ -275,10 +275,10 @@ fn claims(config: &Config) -> Vec<Claim<'_>> {
         owner: Owner::Lan(at),
         key: format!("lan[{at}].subnet"),
     });
-    let peers = config.peers.iter().flat_map(|peer| {
+    let peers = config.peers.iter().enumerate().flat_map(|(at, peer)| {
         peer.subnets.iter().enumerate().map(move |(index, &net)| Claim {
             net,
-            owner: Owner::Peer(peer),
+            owner: Owner::Peer(at, peer),
             key: format!("subnets[{index}]"),
         })
     });
@@ -286,12 +286,12 @@ fn claims(config: &Config) -> Vec<Claim<'_>> {
 }
 
 /// The higher one of two that clash is told so.
-fn rank<'a>(claim: &Claim<'a>) -> (u8, usize, &'a str) {
+fn rank(claim: &Claim<'_>) -> (u8, usize) {
     match claim.owner {
-        Owner::Mesh => (0, 0, ""),
-        Owner::Bridge(index, _) => (1, index, ""),
-        Owner::Lan(index) => (2, index, ""),
-        Owner::Peer(peer) => (3, 0, &peer.name),
+        Owner::Mesh => (0, 0),
+        Owner::Bridge(at, _) => (1, at),
+        Owner::Lan(at) => (2, at),
+        Owner::Peer(at, _) => (3, at),
     }
 }
 
@@ -301,7 +301,7 @@ impl fmt::Display for Owner<'_> {
             Self::Mesh => f.write_str("the mesh itself"),
             Self::Bridge(_, name) => write!(f, "bridge {}", quote(name)),
             Self::Lan(_) => f.write_str("a lan"),
-            Self::Peer(peer) => write!(f, "peer {}", quote(&peer.name)),
+            Self::Peer(_, peer) => write!(f, "peer {}", quote(&peer.name)),
         }
     }
 }

@@ -38,7 +38,7 @@ pub struct Files {
     pub host: SourceFile,
     /// `private.key`.
     pub private_key: SourceFile,
-    /// `peers/NAME.toml`, each with its NAME.
+    /// `peers/NAME.toml`, each with its NAME. Of two that clash the later one is told so.
     pub peers: Vec<(String, SourceFile)>,
     /// What stands behind each `preshared_key_file`, by the text of that key; an error is why it cannot be had.
     pub preshared_keys: BTreeMap<String, Result<SourceFile, String>>,
@@ -87,10 +87,9 @@ pub fn parse(files: &Files) -> Result<Config, Vec<Problem>> {
 
     // Each part is there when there was no problem.
     let (Some(host), Some(private_key)) = (host, private_key) else { return Err(Vec::new()) };
-    let mut peers: Vec<Peer> = peers.into_iter().flatten().collect();
-    peers.sort_by(|a, b| a.name.cmp(&b.name));
-    let config = Config { host, private_key, peers };
+    let mut config = Config { host, private_key, peers: peers.into_iter().flatten().collect() };
     check::check(&config, files, &lines)?;
+    config.peers.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(config)
 }
 

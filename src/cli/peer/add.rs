@@ -12,9 +12,9 @@ const KEEPALIVE_BEHIND_NAT: u16 = 25;
 /// Arguments of `meshd peer add`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Checks the whole configuration with the new peer in it before the file is written.
-When this host has no endpoint of its own and the peer has one, a keepalive of 25
-seconds keeps the way back open; --keepalive 0 does without.
+Checks the whole configuration with the new peer in it before the file is
+written. When this host has no endpoint of its own and the peer has one, a
+keepalive of 25 seconds keeps the way back open; --keepalive 0 does without.
 
 Examples:
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
@@ -72,6 +72,9 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
         Ok(reloaded) => {
             let mut said = format!("added peer {}: {}\n", args.name, path.display());
             said.push_str(&outcome(reloaded.as_ref()));
+            if args.endpoint.is_none() {
+                said.push_str(&format!("without --endpoint, {} has to reach this host first\n", args.name));
+            }
             said.push_str(&format!("\nOn {}, unless this host is known there:\n\n{}", args.name, add_command(&before)));
             print(&said)
         }
