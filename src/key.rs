@@ -40,8 +40,8 @@ impl PrivateKey {
     pub fn generate() -> std::io::Result<Self> {
         let mut bytes = random_bytes()?;
         // Clamped on disk as wg(8) does, so that other tools print the same text for it.
-        bytes[0] &= 248;
-        bytes[31] = (bytes[31] & 127) | 64;
+        bytes[0] &= 0b1111_1000;
+        bytes[31] = (bytes[31] & 0b0111_1111) | 0b0100_0000;
         Ok(Self(bytes))
     }
 
@@ -200,7 +200,7 @@ mod tests {
         let private: Vec<u8> = (0..32)
             .map(|i| {
                 u8::from_str_radix(
-                    &"77076d0a7318a57d3c16c17251b26645df4c2f9287ebc992ac099fb2b8b6eb2a".get(2 * i..2 * i + 2).unwrap(),
+                    "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a".get(2 * i..2 * i + 2).unwrap(),
                     16,
                 )
                 .unwrap()

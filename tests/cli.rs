@@ -1,5 +1,7 @@
 //! The command line as a person meets it: the real binary, no agent, no root.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;

@@ -89,10 +89,10 @@ fn check(dirs: &Dirs, text: &str, key: &str) -> Result<Config, Failure> {
     config::parse(&files).map_err(|problems| {
         let mut errors: Vec<String> = problems
             .iter()
-            .map(|problem| match problem.path == files.host.path {
+            .map(|problem| {
                 // Its lines are not on disk; the words name the flag.
-                true => format!("init: {}", problem.message),
-                false => problem.to_string(),
+                let from_flags = problem.path == files.host.path;
+                if from_flags { format!("init: {}", problem.message) } else { problem.to_string() }
             })
             .collect();
         errors.dedup();
@@ -108,9 +108,10 @@ struct Found {
 
 fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, Failure> {
     let name = args.name.clone().unwrap_or_else(name_of_this_host);
-    let addresses = match args.addresses.is_empty() {
-        true => addresses_from(key).iter().map(ToString::to_string).collect(),
-        false => args.addresses.clone(),
+    let addresses = if args.addresses.is_empty() {
+        addresses_from(key).iter().map(ToString::to_string).collect()
+    } else {
+        args.addresses.clone()
     };
     let interface = args.interface.as_deref().unwrap_or(DEFAULT_INTERFACE);
     let endpoint = match &args.endpoint {
@@ -169,13 +170,11 @@ fn bridge_argument(argument: &str, found: &[Found]) -> Result<(String, Vec<Strin
     if let Some((name, subnets)) = argument.split_once('=') {
         return Ok((name.into(), subnets.split(',').map(|subnet| subnet.trim().into()).collect()));
     }
-    match found.iter().find(|bridge| bridge.name == argument) {
-        Some(bridge) => Ok((bridge.name.clone(), bridge.subnets.iter().map(ToString::to_string).collect())),
-        None => {
-            let error = format!("init: bridge {}: this host has none with networks", config::quote(argument));
-            Err(Failure::new(4, error).try_this(format!("--bridge {argument}=10.89.2.0/24")))
-        }
-    }
+    let Some(bridge) = found.iter().find(|bridge| bridge.name == argument) else {
+        let error = format!("init: bridge {}: this host has none with networks", config::quote(argument));
+        return Err(Failure::new(4, error).try_this(format!("--bridge {argument}=10.89.2.0/24")));
+    };
+    Ok((bridge.name.clone(), bridge.subnets.iter().map(ToString::to_string).collect()))
 }
 
 /// The bridges that the arguments do not name.
@@ -236,7 +235,7 @@ fn name_from(hostname: &str) -> String {
     if name == "localhost" { "host".into() } else { value::name(name).unwrap_or_else(|_| "host".into()) }
 }
 
-/// Addresses that two hosts rarely share, made from 16 bits of the key: 10.87.113.42/16 and fd87::712a/64. Not in
+/// Addresses that two hosts rarely share, made from 16 bits of the key: `10.87.113.42/16` and `fd87::712a/64`. Not in
 /// 10.88.0.0/16, which is Podman's own default network on every host that has it.
 fn addresses_from(key: &PublicKey) -> [IpNet; 2] {
     let [third, fourth, ..] = *key.as_bytes();

@@ -47,7 +47,7 @@ enum Owner<'a> {
     Peer(usize, &'a Peer),
 }
 
-impl<'a> Check<'a> {
+impl Check<'_> {
     fn host_problem(&mut self, key: &str, message: String) {
         let path = &self.files.host.path;
         let line = self.lines.get(path).map_or(1, |lines| lines.of(key));
@@ -88,9 +88,10 @@ impl<'a> Check<'a> {
     /// What names a peer names one that exists.
     fn peer_names(&mut self) {
         let (host, config) = (&self.config.host, self.config);
-        let peers = match config.peers.is_empty() {
-            true => "there are no peers yet".to_owned(),
-            false => format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name))),
+        let peers = if config.peers.is_empty() {
+            "there are no peers yet".to_owned()
+        } else {
+            format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name)))
         };
         for (index, bridge) in host.bridges.iter().enumerate() {
             if let Egress::Peer(name) = &bridge.egress

@@ -483,7 +483,7 @@ fn files_that_are_no_toml_say_where() {
 #[test]
 fn size_is_bounded_and_so_are_the_errors() {
     says(&files(&"#".repeat(10 << 20), &[]), &["meshd.toml:1: larger than 1024 KiB, the most that is read"]);
-    let many: String = (0..50_000).map(|i| format!("k{i} = 1\n")).collect();
+    let many: String = (0..50_000).flat_map(|i| ["k".to_owned(), i.to_string(), " = 1\n".to_owned()]).collect();
     assert_eq!(errors(&files(&many, &[])).len(), 50);
     // Nesting that would overflow a recursive parser's stack.
     assert!(!errors(&files(&format!("name = {}", "[".repeat(500_000)), &[])).is_empty());
@@ -522,7 +522,7 @@ proptest! {
     ) {
         let whole = format!("{HOME}egress = \"vps\"\nallow = [\"{value}\"]\n[exit]\npeers = [{value}]\nlisten_port = {value}\n[[publish]]\n");
         let lines: Vec<&str> = whole.lines().collect();
-        let text: String = order.iter().filter_map(|&at| lines.get(at)).map(|line| format!("{line}\n")).collect();
+        let text: String = order.iter().filter_map(|&at| lines.get(at)).flat_map(|line| [line, "\n"]).collect();
         let text: String = text.chars().take(cut).collect();
         for text in [text, whole] {
             if let Err(problems) = parse(&files(&text, &[("vps", peer(VPS, &value))])) {

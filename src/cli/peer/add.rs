@@ -109,10 +109,10 @@ fn check(name: &str, text: &str, dirs: &Dirs) -> Result<(), Failure> {
         code: 4,
         errors: problems
             .iter()
-            .map(|problem| match problem.path == path {
+            .map(|problem| {
                 // Its lines are not on disk; the words name the flag.
-                true => format!("peer {}: {}", quote(name), problem.message),
-                false => problem.to_string(),
+                let from_flags = problem.path == path;
+                if from_flags { format!("peer {}: {}", quote(name), problem.message) } else { problem.to_string() }
             })
             .collect(),
         remedy: None,
