@@ -259,7 +259,11 @@ impl SetAside {
 /// # Errors
 /// As the kernel gives.
 pub fn lock(dir: &Path) -> Result<Flock<File>, Error> {
-    let folder = File::open(dir).map_err(|error| io_error(dir, error))?;
+    // Without the folder there is no meshd.toml either, which is what the operator can do something about.
+    let folder = File::open(dir).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io_error(&Layout(dir).host(), error),
+        _ => io_error(dir, error),
+    })?;
     Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(dir, errno.into()))
 }
 

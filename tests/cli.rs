@@ -189,7 +189,9 @@ fn a_key_that_others_may_read_is_refused() {
 
 #[test]
 fn a_host_without_a_configuration_is_told_how_to_make_one() {
-    Host::new().fails("peer list", 1, &["meshd: ETC/meshd.toml: not there", "try: meshd init"]);
+    for line in ["peer list", "peer remove vps", "peer add vps --public-key x"] {
+        Host::new().fails(line, 1, &["meshd: ETC/meshd.toml: not there", "try: meshd init"]);
+    }
 }
 
 #[test]
@@ -393,7 +395,9 @@ fn completions_and_manual_pages_are_whole() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(host.ok(&format!("completions {shell}")).contains("genkey"), "{shell}");
     }
-    assert!(host.ok("man").starts_with(".ie"));
+    let main = host.ok("man");
+    let sections = ["NAME", "SYNOPSIS", "OPTIONS", "SUBCOMMANDS", "EXAMPLES", "FILES", "ENVIRONMENT"];
+    assert!(sections.iter().all(|heading| main.contains(&format!(".SH {heading}\n"))), "{main}");
     let folder = host.folder.path().join("man");
     host.ok(&format!("man --out {}", folder.display()));
     let mut pages: Vec<String> =
@@ -434,4 +438,28 @@ fn a_bridge_of_the_host_is_suggested_and_taken_by_name() {
     assert!(suggested.contains("not part of the mesh yet:\n\n  brtest0  10.99.7.0/24, fd99:7::/64\n"), "{suggested}");
     assert!(taken.contains("  bridge      brtest0  10.99.7.0/24, fd99:7::/64\n"), "{taken}");
     assert!(taken.contains("--subnet 10.99.7.0/24"), "{taken}");
+}
+
+#[test]
+fn a_preshared_key_file_is_named_as_the_shell_names_it() {
+    let host = Host::home();
+    for (folder, name) in [(host.path(""), "vps.psk"), (host.folder.path().to_owned(), "other.psk")] {
+        let path = folder.join(name);
+        fs::write(&path, host.ok("genpsk")).unwrap();
+        let line = format!("peer add vps --public-key {KEY} --preshared-key-file {name}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let refused = said(host.command(&line).current_dir(&folder).output().unwrap());
+        assert_eq!(refused.code, 4);
+        assert!(refused.err.contains("mode 0644 lets others at a key"), "{}", refused.err);
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let added = said(host.command(&line).current_dir(&folder).output().unwrap());
+        assert_eq!((added.code, added.err.as_str()), (0, ""));
+        // Inside the folder the path is relative, so that the folder can be moved.
+        let written = if name == "vps.psk" { name.to_owned() } else { path.display().to_string() };
+        let text = fs::read_to_string(host.path("peers/vps.toml")).unwrap();
+        assert!(text.contains(&format!("preshared_key_file = \"{written}\"\n")), "{text}");
+        assert!(host.ok("peer show vps").contains("preshared key  yes\n"));
+        host.ok("peer remove vps");
+    }
 }

@@ -31,10 +31,24 @@ use crate::store;
 #[command(next_help_heading = "Folders")]
 pub struct Dirs {
     /// Configuration: meshd.toml, private.key and peers/
-    #[arg(long = "dir", value_name = "PATH", global = true, env = "MESHD_DIR", default_value = "/etc/meshd")]
+    #[arg(
+        long = "dir",
+        value_name = "PATH",
+        global = true,
+        env = "MESHD_DIR",
+        hide_env_values = true,
+        default_value = "/etc/meshd"
+    )]
     pub config: PathBuf,
     /// Sockets and the pid
-    #[arg(long = "run-dir", value_name = "PATH", global = true, env = "MESHD_RUN_DIR", default_value = "/run/meshd")]
+    #[arg(
+        long = "run-dir",
+        value_name = "PATH",
+        global = true,
+        env = "MESHD_RUN_DIR",
+        hide_env_values = true,
+        default_value = "/run/meshd"
+    )]
     pub run: PathBuf,
     /// State that outlives the agent
     #[arg(
@@ -42,6 +56,7 @@ pub struct Dirs {
         value_name = "PATH",
         global = true,
         env = "MESHD_STATE_DIR",
+        hide_env_values = true,
         default_value = "/var/lib/meshd"
     )]
     pub state: PathBuf,
@@ -89,14 +104,14 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.
+
 Examples:
   meshd init --bridge br0=10.89.2.0/24    write a first configuration
   meshd up --detach                       run the agent
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
-  meshd status                            peers, handshakes, traffic
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.";
+  meshd status                            peers, handshakes, traffic";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::file::{FileLines, Files};
 use super::problem::{Problem, Problems, list_of_names, quote};
+use super::value::overlap;
 use super::{Config, Egress, Endpoint, Peer, Protocol};
 
 /// Everything that is wrong between the files.
@@ -19,6 +20,7 @@ pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result
     check.keys();
     check.mesh_addresses();
     check.networks();
+    check.allowed();
     check.endpoints();
     check.published();
     check.problems.into_result()
@@ -174,6 +176,28 @@ impl Check<'_> {
                     }
                 }
                 _ => outer = Some(claim),
+            }
+        }
+    }
+
+    /// What a bridge reaches directly is never what the mesh carries: with the tunnel gone, the mesh's packets would leave
+    /// by the direct way, in the clear.
+    fn allowed(&mut self) {
+        let config = self.config;
+        let claims = claims(config);
+        let carried = |claim: &&Claim<'_>| matches!(claim.owner, Owner::Mesh | Owner::Peer(..));
+        for (at, bridge) in config.host.bridges.iter().enumerate() {
+            for (index, net) in bridge.allow.iter().enumerate() {
+                if let Some(claim) = claims.iter().filter(carried).find(|claim| overlap(&claim.net, net)) {
+                    let message = format!(
+                        "bridge {}: allow {} overlaps {} of {}, which the tunnel carries; write a smaller network",
+                        quote(&bridge.name),
+                        quote(&net.to_string()),
+                        claim.net,
+                        claim.owner
+                    );
+                    self.host_problem(&format!("bridge[{at}].allow[{index}]"), message);
+                }
             }
         }
     }

@@ -246,6 +246,18 @@ fn mistakes_between_the_parts_of_a_host_are_found() {
 }
 
 #[test]
+fn what_is_reached_directly_is_not_what_the_mesh_carries() {
+    host_says("allow = [\"192.168.1.0/24\", \"10.89.2.0/24\"]\n", &[]);
+    let overlaps = |net: &str, other: &str| {
+        format!(
+            "meshd.toml:8: bridge \"br0\": allow \"{net}\" overlaps {other}, which the tunnel carries; write a smaller network"
+        )
+    };
+    host_says("allow = [\n\"10.89.1.128/25\"]\n", &[&overlaps("10.89.1.128/25", "10.89.1.0/24 of peer \"vps\"")]);
+    host_says("allow = [\n\"fd00::/8\"]\n", &[&overlaps("fd00::/8", "fd88::/64 of the mesh itself")]);
+}
+
+#[test]
 fn a_host_without_an_address_is_refused() {
     says(
         &files("name = \"home\"\n", &[]),
