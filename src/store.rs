@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{self, Config, Files, MAX_FILE, Problem, Psk, SourceFile, printable};
+use crate::key::PrivateKey;
 
 /// Why the folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +108,27 @@ pub fn load(dir: &Path) -> Result<Config, Error> {
     config::parse(&read(dir)?).map_err(Error::Invalid)
 }
 
-/// True when the folder holds a host's configuration, sound or not.
+/// True when the folder holds a host's configuration, sound or not, or when that cannot be told.
 pub fn is_configured(dir: &Path) -> bool {
-    Layout(dir).host().symlink_metadata().is_ok()
+    let looked = Layout(dir).host().symlink_metadata();
+    !looked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// The private key alone, when there is one: before there is a `meshd.toml` it may have been put there by hand, or by an
+/// `init` that did not live to the end.
+///
+/// # Errors
+/// When it must not be used or is none.
+pub fn private_key(dir: &Path) -> Result<Option<PrivateKey>, Error> {
+    let source = match source(&Layout(dir).private_key(), Kind::Secret) {
+        Ok(source) => source,
+        Err(Error::NotThere(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let key = String::from_utf8_lossy(&source.text).parse::<PrivateKey>();
+    key.map(Some).map_err(|error| {
+        Error::Invalid(vec![Problem { path: source.path.clone(), line: 1, message: error.to_string() }])
+    })
 }
 
 /// Reads the folder's files without a look at what they say.

@@ -99,8 +99,19 @@ fn init_writes_a_sound_configuration_and_overwrites_nothing() {
     let before = fs::read(host.path("private.key")).unwrap();
     let refusal = "try: meshd up, or init with another --dir";
     host.fails("init", 4, &["meshd: ETC/meshd.toml: exists already; init overwrites nothing", refusal]);
+    // As after a crash in the middle: the key that is there is kept, and its permissions count.
     fs::remove_file(host.path("meshd.toml")).unwrap();
-    host.fails("init", 4, &["meshd: ETC/private.key: exists already; init overwrites nothing", refusal]);
+    fs::set_permissions(host.path("private.key"), fs::Permissions::from_mode(0o640)).unwrap();
+    host.fails(
+        "init",
+        4,
+        &[
+            "meshd: ETC/private.key: mode 0640 lets others at a key; 0600 would be right",
+            "try: chmod 600 ETC/private.key",
+        ],
+    );
+    fs::set_permissions(host.path("private.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(host.ok("init").starts_with("wrote meshd.toml for the private.key in "));
     assert_eq!(fs::read(host.path("private.key")).unwrap(), before);
 }
 

@@ -17,8 +17,8 @@ use crate::store::{self, Layout};
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = "\
 Writes meshd.toml, private.key and peers/ into the configuration folder and
-overwrites nothing. Without --address the host's addresses are made from its
-key, so that two hosts rarely get the same ones.
+overwrites nothing; a private.key that is there is used. Without --address the
+host's addresses are made from its key, so that two hosts rarely get the same.
 
 Examples:
   meshd init
@@ -54,28 +54,30 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
 /// Writes a first configuration; the text says what was written and what to do next.
 pub fn first(args: Args, dirs: &Dirs) -> Result<String, Failure> {
     let layout = Layout(&dirs.config);
-    for path in [layout.host(), layout.private_key()] {
-        if path.symlink_metadata().is_ok() {
-            let error = format!("{}: exists already; init overwrites nothing", path.display());
-            return Err(Failure::new(4, error).try_this("meshd up, or init with another --dir"));
-        }
+    if layout.host().symlink_metadata().is_ok() {
+        let error = format!("{}: exists already; init overwrites nothing", layout.host().display());
+        return Err(Failure::new(4, error).try_this("meshd up, or init with another --dir"));
     }
 
     let found = bridges_of_this_host();
-    let key = PrivateKey::generate().map_err(|error| Failure::new(1, format!("init: random numbers: {error}")))?;
+    let kept = store::private_key(&dirs.config)?;
+    let key = match &kept {
+        Some(key) => key.clone(),
+        None => PrivateKey::generate().map_err(|error| Failure::new(1, format!("init: random numbers: {error}")))?,
+    };
     let text = meshd_toml(&args, &key.public_key(), &found)?;
     let key_text = Zeroizing::new(format!("{}\n", *Zeroizing::new(key.expose_base64())));
     let config = check(dirs, &text, &key_text)?;
 
     store::create_dir(&dirs.config)?;
     store::create_dir(&layout.peers())?;
-    store::create(&layout.private_key(), &key_text, 0o600)?;
-    // Last, as it is what makes the folder a configuration.
-    if let Err(error) = store::create(&layout.host(), &text, 0o644) {
-        let _ = std::fs::remove_file(layout.private_key());
-        return Err(error.into());
+    if kept.is_none() {
+        store::create(&layout.private_key(), &key_text, 0o600)?;
     }
-    Ok(next_steps(&config, &dirs.config, &found))
+    // Last, as it is what makes the folder a configuration: after a crash before it, the next init goes on from here.
+    store::create(&layout.host(), &text, 0o644)?;
+    let files = if kept.is_none() { "meshd.toml, private.key and peers/" } else { "meshd.toml for the private.key" };
+    Ok(format!("wrote {files} in {}\n\n{}", dirs.config.display(), next_steps(&config, &found)))
 }
 
 /// The text has to stand the checks that `meshd up` makes, beside peers that may be there already.
@@ -184,19 +186,18 @@ fn not_yet<'a>(found: &'a [Found], arguments: &'a [String]) -> impl Iterator<Ite
     })
 }
 
-fn next_steps(config: &Config, dir: &Path, found: &[Found]) -> String {
+fn next_steps(config: &Config, found: &[Found]) -> String {
     let host = &config.host;
     let port = match host.listen_port {
         0 => "any free one".to_owned(),
         port => format!("{port}/udp"),
     };
     let mut text = format!(
-        "wrote meshd.toml, private.key and peers/ in {}\n\n  \
+        "  \
          name        {}\n  \
          public key  {}\n  \
          addresses   {}\n  \
          port        {port}\n",
-        dir.display(),
         host.name,
         config.private_key.public_key(),
         all_of(&host.addresses),
@@ -341,7 +342,7 @@ mod tests {
         let uncommented = text.replace("# [[bridge]]\n# name", "[[bridge]]\nname").replace("# subnets", "subnets");
         assert_eq!(names(&parse(&uncommented)), ["br0", "podman1"]);
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
-        let said = next_steps(&config, Path::new("/etc/meshd"), &found);
+        let said = next_steps(&config, &found);
         assert!(
             said.contains("  podman1  10.89.0.0/24, fd89::/64\n") && !said.contains("  br0  10.89.2.0/24\n\nEach"),
             "{said}"
