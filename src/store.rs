@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{self, Config, Files, MAX_FILE, Problem, Psk, SourceFile, printable};
+use crate::key::PrivateKey;
 
 /// Why the folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -78,10 +79,24 @@ impl Error {
 #[command(next_help_heading = "Folders")]
 pub struct Dirs {
     /// Configuration: meshd.toml, private.key and peers/
-    #[arg(long = "dir", value_name = "PATH", global = true, env = "MESHD_DIR", default_value = "/etc/meshd")]
+    #[arg(
+        long = "dir",
+        value_name = "PATH",
+        global = true,
+        env = "MESHD_DIR",
+        hide_env_values = true,
+        default_value = "/etc/meshd"
+    )]
     pub config: PathBuf,
     /// Sockets and the pid
-    #[arg(long = "run-dir", value_name = "PATH", global = true, env = "MESHD_RUN_DIR", default_value = "/run/meshd")]
+    #[arg(
+        long = "run-dir",
+        value_name = "PATH",
+        global = true,
+        env = "MESHD_RUN_DIR",
+        hide_env_values = true,
+        default_value = "/run/meshd"
+    )]
     pub run: PathBuf,
     /// State that outlives the agent
     #[arg(
@@ -89,6 +104,7 @@ pub struct Dirs {
         value_name = "PATH",
         global = true,
         env = "MESHD_STATE_DIR",
+        hide_env_values = true,
         default_value = "/var/lib/meshd"
     )]
     pub state: PathBuf,
@@ -128,9 +144,27 @@ pub fn load(dir: &Path) -> Result<Config, Error> {
     config::parse(&read(dir)?).map_err(Error::Invalid)
 }
 
-/// True when the folder holds a host's configuration, sound or not.
+/// True when the folder holds a host's configuration, sound or not, or when that cannot be told.
 pub fn is_configured(dir: &Path) -> bool {
-    Layout(dir).host().symlink_metadata().is_ok()
+    let looked = Layout(dir).host().symlink_metadata();
+    !looked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// The private key alone, when there is one: before there is a `meshd.toml` it may have been put there by hand, or by an
+/// `init` that did not live to the end.
+///
+/// # Errors
+/// When it must not be used or is none.
+pub fn private_key(dir: &Path) -> Result<Option<PrivateKey>, Error> {
+    let source = match source(&Layout(dir).private_key(), Kind::Secret) {
+        Ok(source) => source,
+        Err(Error::NotThere(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let key = String::from_utf8_lossy(&source.text).parse::<PrivateKey>();
+    key.map(Some).map_err(|error| {
+        Error::Invalid(vec![Problem { path: source.path.clone(), line: 1, message: error.to_string() }])
+    })
 }
 
 /// Reads the folder's files without a look at what they say.
@@ -280,7 +314,11 @@ impl SetAside {
 /// # Errors
 /// As the kernel gives.
 pub fn lock(dir: &Path) -> Result<Flock<File>, Error> {
-    let folder = File::open(dir).map_err(|error| io_error(dir, error))?;
+    // Without the folder there is no meshd.toml either, which is what the operator can do something about.
+    let folder = File::open(dir).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io_error(&Layout(dir).host(), error),
+        _ => io_error(dir, error),
+    })?;
     Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(dir, errno.into()))
 }
 
@@ -321,17 +359,20 @@ fn open(path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
 
 /// Refuses a secret that somebody else may read or may have written.
 fn secret(path: &Path, metadata: &fs::Metadata, what: &str) -> Result<(), Error> {
-    let mode = metadata.permissions().mode() & 0o7777;
+    let (mode, owner) = (metadata.permissions().mode() & 0o7777, metadata.uid());
     if mode & 0o077 != 0 {
         let why = format!("{what}mode {mode:04o} lets others at a key; 0600 would be right");
         return Err(refused(path, &why, |shown| format!("chmod 600 {shown}")));
     }
-    let user = nix::unistd::geteuid();
-    if metadata.uid() != 0 && metadata.uid() != user.as_raw() {
-        let why = format!("{what}belongs to user {}; expected root or user {user}", metadata.uid());
-        return Err(refused(path, &why, |shown| format!("chown {user} {shown}")));
+    owned(path, owner, nix::unistd::geteuid().as_raw(), what)
+}
+
+fn owned(path: &Path, owner: u32, user: u32, what: &str) -> Result<(), Error> {
+    if owner == 0 || owner == user {
+        return Ok(());
     }
-    Ok(())
+    let why = format!("{what}belongs to user {owner}; expected root or user {user}");
+    Err(refused(path, &why, |shown| format!("chown {user} {shown}")))
 }
 
 fn put(path: &Path, text: &str, mode: u32, publish: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), Error> {

@@ -222,11 +222,7 @@ fn refused(error: &store::Error) -> api::Problem {
 }
 
 fn problem(error: &host::Error) -> api::Problem {
-    api::Problem {
-        refused: false,
-        errors: vec![error.to_string()],
-        remedy: error.remedy().map(ToString::to_string),
-    }
+    api::Problem { refused: false, errors: vec![error.to_string()], remedy: error.remedy().map(ToString::to_string) }
 }
 
 fn peer_changes(old: &Config, new: &Config) -> Vec<String> {

@@ -17,8 +17,8 @@ use crate::store::{self, Layout};
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = "\
 Writes meshd.toml, private.key and peers/ into the configuration folder and
-overwrites nothing. Without --address the host's addresses are made from its key,
-so that two hosts rarely get the same ones.
+overwrites nothing; a private.key that is there is used. Without --address the
+host's addresses are made from its key, so that two hosts rarely get the same.
 
 Examples:
   meshd init
@@ -54,28 +54,30 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
 /// Writes a first configuration; the text says what was written and what to do next.
 pub fn first(args: Args, dirs: &Dirs) -> Result<String, Failure> {
     let layout = Layout(&dirs.config);
-    for path in [layout.host(), layout.private_key()] {
-        if path.symlink_metadata().is_ok() {
-            let error = format!("{}: exists already; init overwrites nothing", path.display());
-            return Err(Failure::new(4, error).try_this("meshd up, or init with another --dir"));
-        }
+    if layout.host().symlink_metadata().is_ok() {
+        let error = format!("{}: exists already; init overwrites nothing", layout.host().display());
+        return Err(Failure::new(4, error).try_this("meshd up, or init with another --dir"));
     }
 
     let found = bridges_of_this_host();
-    let key = PrivateKey::generate().map_err(|error| Failure::new(1, format!("init: random numbers: {error}")))?;
+    let kept = store::private_key(&dirs.config)?;
+    let key = match &kept {
+        Some(key) => key.clone(),
+        None => PrivateKey::generate().map_err(|error| Failure::new(1, format!("init: random numbers: {error}")))?,
+    };
     let text = meshd_toml(&args, &key.public_key(), &found)?;
     let key_text = Zeroizing::new(format!("{}\n", *Zeroizing::new(key.expose_base64())));
     let config = check(dirs, &text, &key_text)?;
 
     store::create_dir(&dirs.config)?;
     store::create_dir(&layout.peers())?;
-    store::create(&layout.private_key(), &key_text, 0o600)?;
-    // Last, as it is what makes the folder a configuration.
-    if let Err(error) = store::create(&layout.host(), &text, 0o644) {
-        let _ = std::fs::remove_file(layout.private_key());
-        return Err(error.into());
+    if kept.is_none() {
+        store::create(&layout.private_key(), &key_text, 0o600)?;
     }
-    Ok(next_steps(&config, &dirs.config, &found))
+    // Last, as it is what makes the folder a configuration: after a crash before it, the next init goes on from here.
+    store::create(&layout.host(), &text, 0o644)?;
+    let files = if kept.is_none() { "meshd.toml, private.key and peers/" } else { "meshd.toml for the private.key" };
+    Ok(format!("wrote {files} in {}\n\n{}", dirs.config.display(), next_steps(&config, &found)))
 }
 
 /// The text has to stand the checks that `meshd up` makes, beside peers that may be there already.
@@ -89,10 +91,10 @@ fn check(dirs: &Dirs, text: &str, key: &str) -> Result<Config, Failure> {
     config::parse(&files).map_err(|problems| {
         let mut errors: Vec<String> = problems
             .iter()
-            .map(|problem| match problem.path == files.host.path {
+            .map(|problem| {
                 // Its lines are not on disk; the words name the flag.
-                true => format!("init: {}", problem.message),
-                false => problem.to_string(),
+                let from_flags = problem.path == files.host.path;
+                if from_flags { format!("init: {}", problem.message) } else { problem.to_string() }
             })
             .collect();
         errors.dedup();
@@ -108,9 +110,10 @@ struct Found {
 
 fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, Failure> {
     let name = args.name.clone().unwrap_or_else(name_of_this_host);
-    let addresses = match args.addresses.is_empty() {
-        true => addresses_from(key).iter().map(ToString::to_string).collect(),
-        false => args.addresses.clone(),
+    let addresses = if args.addresses.is_empty() {
+        addresses_from(key).iter().map(ToString::to_string).collect()
+    } else {
+        args.addresses.clone()
     };
     let interface = args.interface.as_deref().unwrap_or(DEFAULT_INTERFACE);
     let endpoint = match &args.endpoint {
@@ -118,8 +121,8 @@ fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, F
         None => "# endpoint = \"vps.example.net:51820\"\n".into(),
     };
     let mut text = format!(
-        "# meshd on this host. `meshd plan` shows what an edit would change, `meshd reload`\n\
-         # applies it. Other hosts are in peers/, one file each.\n\n\
+        "# meshd on this host. `meshd plan` shows what an edit would change,\n\
+         # `meshd reload` applies it. Other hosts are in peers/, one file each.\n\n\
          # This host's name in the mesh.\n\
          name = {}\n\n\
          # Its addresses inside the mesh, with the prefix of the mesh network. The other\n\
@@ -139,8 +142,9 @@ fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, F
     for bridge in &args.bridges {
         let (name, subnets) = bridge_argument(bridge, found)?;
         text.push_str(&format!(
-            "\n# A container bridge that the mesh reaches. Its containers leave to the internet\n\
-             # as without meshd (\"direct\"), through a peer (its name), or not at all (\"none\").\n\
+            "\n# A container bridge that the mesh reaches. Its containers leave to the\n\
+             # internet as without meshd (\"direct\"), through a peer (its name), or not at\n\
+             # all (\"none\").\n\
              [[bridge]]\n\
              name = {}\n\
              subnets = {}\n\
@@ -168,13 +172,11 @@ fn bridge_argument(argument: &str, found: &[Found]) -> Result<(String, Vec<Strin
     if let Some((name, subnets)) = argument.split_once('=') {
         return Ok((name.into(), subnets.split(',').map(|subnet| subnet.trim().into()).collect()));
     }
-    match found.iter().find(|bridge| bridge.name == argument) {
-        Some(bridge) => Ok((bridge.name.clone(), bridge.subnets.iter().map(ToString::to_string).collect())),
-        None => {
-            let error = format!("init: bridge {}: this host has none with networks", config::quote(argument));
-            Err(Failure::new(4, error).try_this(format!("--bridge {argument}=10.89.2.0/24")))
-        }
-    }
+    let Some(bridge) = found.iter().find(|bridge| bridge.name == argument) else {
+        let error = format!("init: bridge {}: this host has none with networks", config::quote(argument));
+        return Err(Failure::new(4, error).try_this(format!("--bridge {argument}=10.89.2.0/24")));
+    };
+    Ok((bridge.name.clone(), bridge.subnets.iter().map(ToString::to_string).collect()))
 }
 
 /// The bridges that the arguments do not name.
@@ -184,19 +186,18 @@ fn not_yet<'a>(found: &'a [Found], arguments: &'a [String]) -> impl Iterator<Ite
     })
 }
 
-fn next_steps(config: &Config, dir: &Path, found: &[Found]) -> String {
+fn next_steps(config: &Config, found: &[Found]) -> String {
     let host = &config.host;
     let port = match host.listen_port {
         0 => "any free one".to_owned(),
         port => format!("{port}/udp"),
     };
     let mut text = format!(
-        "wrote meshd.toml, private.key and peers/ in {}\n\n  \
+        "  \
          name        {}\n  \
          public key  {}\n  \
          addresses   {}\n  \
          port        {port}\n",
-        dir.display(),
         host.name,
         config.private_key.public_key(),
         all_of(&host.addresses),
@@ -235,7 +236,7 @@ fn name_from(hostname: &str) -> String {
     if name == "localhost" { "host".into() } else { value::name(name).unwrap_or_else(|_| "host".into()) }
 }
 
-/// Addresses that two hosts rarely share, made from 16 bits of the key: 10.87.113.42/16 and fd87::712a/64. Not in
+/// Addresses that two hosts rarely share, made from 16 bits of the key: `10.87.113.42/16` and `fd87::712a/64`. Not in
 /// 10.88.0.0/16, which is Podman's own default network on every host that has it.
 fn addresses_from(key: &PublicKey) -> [IpNet; 2] {
     let [third, fourth, ..] = *key.as_bytes();
@@ -341,7 +342,7 @@ mod tests {
         let uncommented = text.replace("# [[bridge]]\n# name", "[[bridge]]\nname").replace("# subnets", "subnets");
         assert_eq!(names(&parse(&uncommented)), ["br0", "podman1"]);
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
-        let said = next_steps(&config, Path::new("/etc/meshd"), &found);
+        let said = next_steps(&config, &found);
         assert!(
             said.contains("  podman1  10.89.0.0/24, fd89::/64\n") && !said.contains("  br0  10.89.2.0/24\n\nEach"),
             "{said}"

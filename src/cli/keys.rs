@@ -30,7 +30,8 @@ pub struct Pubkey {}
 #[command(after_help = "\
 Examples:
   (umask 077; meshd genpsk > /etc/meshd/vps.psk)
-  meshd peer add vps --public-key KEY --preshared-key-file vps.psk")]
+  meshd peer add vps --public-key KEY \\
+      --preshared-key-file /etc/meshd/vps.psk")]
 pub struct Genpsk {}
 
 /// Prints a new private key.

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
+
 use super::{Failure, command, print};
 
 /// Arguments of `meshd man`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  meshd man | man -l -                                read the main page
-  meshd man --out /usr/local/share/man/man8           one page for each command")]
+  meshd man | man -l -                         read the main page
+  meshd man --out /usr/local/share/man/man8    one page for each command")]
 pub struct Args {
     /// Write a page for each command into this folder instead
     #[arg(long, value_name = "DIR")]
@@ -18,7 +20,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let mut command = command();
+    // `meshd help` needs no page of its own.
+    let mut command =
+        command().disable_help_subcommand(true).mut_subcommand("peer", |peer| peer.disable_help_subcommand(true));
     command.build();
     let Some(folder) = args.out else { return print(&page(&command)?) };
     std::fs::create_dir_all(&folder).map_err(|error| Failure::new(1, format!("{}: {error}", folder.display())))?;
@@ -28,16 +32,61 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn write_all(command: &clap::Command, name: &str, folder: &Path) -> Result<(), Failure> {
     let path = folder.join(format!("{name}.8"));
     std::fs::write(&path, page(command)?).map_err(|error| Failure::new(1, format!("{}: {error}", path.display())))?;
-    command
-        .get_subcommands()
-        .filter(|sub| !sub.is_hide_set())
-        .try_for_each(|sub| write_all(sub, &format!("{name}-{}", sub.get_name()), folder))
+    command.get_subcommands().try_for_each(|sub| write_all(sub, &format!("{name}-{}", sub.get_name()), folder))
 }
 
+/// A page: what clap knows of the command, then the text under its help, whose lines stay as they are.
 fn page(command: &clap::Command) -> Result<String, Failure> {
     let name = command.get_display_name().unwrap_or("meshd").to_owned();
-    let man = clap_mangen::Man::new(command.clone()).title(name.to_uppercase()).section("8").manual("meshd");
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let bare = command.clone().after_help(Resettable::Reset);
     let mut roff = Vec::new();
-    man.render(&mut roff).map_err(|error| Failure::new(1, format!("man: {error}")))?;
-    Ok(String::from_utf8_lossy(&roff).into_owned())
+    clap_mangen::Man::new(bare)
+        .title(name.to_uppercase())
+        .section("8")
+        .manual("meshd")
+        .render(&mut roff)
+        .map_err(|error| Failure::new(1, format!("man: {error}")))?;
+    let mut page = String::from_utf8_lossy(&roff).into_owned();
+
+    let (notes, examples) = help.split_once("Examples:\n").unwrap_or((&help, ""));
+    for (heading, text) in [("NOTES", notes), ("EXAMPLES", examples)] {
+        if !text.trim().is_empty() {
+            page.push_str(&section(heading, text.trim_end()));
+        }
+    }
+    if name == "meshd" {
+        page.extend(MAIN_PAGE.map(|(heading, text)| section(heading, text)));
+    }
+    Ok(page)
+}
+
+const MAIN_PAGE: [(&str, &str); 2] = [
+    (
+        "FILES",
+        "\
+/etc/meshd/meshd.toml       this host
+/etc/meshd/private.key      its private key
+/etc/meshd/peers/NAME.toml  the other hosts, one file each
+
+private.key, a preshared_key_file, and a peer's file that holds a
+preshared_key must be regular files of root or of the user who runs
+meshd, and readable by nobody else: mode 0600. private.key and a
+preshared_key_file must not be symbolic links. A relative
+preshared_key_file starts at /etc/meshd. Hidden files and files that do
+not end in .toml are no peers.",
+    ),
+    (
+        "ENVIRONMENT",
+        "\
+MESHD_DIR        as --dir
+MESHD_RUN_DIR    as --run-dir
+MESHD_STATE_DIR  as --state-dir",
+    ),
+];
+
+/// A section whose lines are kept, escaped as `groff_char(7)` says.
+fn section(heading: &str, text: &str) -> String {
+    let lines = text.lines().map(|line| format!("\\&{}\n", line.replace('\\', "\\e").replace('-', "\\-")));
+    format!(".SH {heading}\n.nf\n{}.fi\n", lines.collect::<String>())
 }

@@ -1,5 +1,8 @@
 //! The command line: one file a command; prints, never decides.
 
+// clap hands each command its arguments for good, and what is printed is a few lines.
+#![allow(clippy::needless_pass_by_value, clippy::format_push_string, clippy::format_collect)]
+
 mod ask;
 mod complete;
 mod down;
@@ -27,7 +30,7 @@ pub use crate::store::Dirs;
 
 /// Joins this host's container bridges with those of other hosts over WireGuard
 #[derive(Debug, Parser)]
-#[command(name = "meshd", version, max_term_width = 80, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "meshd", version, max_term_width = 80, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     dirs: Dirs,
@@ -36,14 +39,14 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.
+
 Examples:
-  meshd init --name home --bridge br0=10.89.2.0/24   write a first configuration
-  meshd up --detach                                  run the agent
+  meshd init --bridge br0=10.89.2.0/24    write a first configuration
+  meshd up --detach                       run the agent
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
-  meshd status                                       peers, handshakes, traffic
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.";
+  meshd status                            peers, handshakes, traffic";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -151,32 +154,65 @@ fn usage(error: &clap::Error) -> Result<(), Failure> {
             _ => Ok(()),
         };
     }
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let text = error.render().to_string();
-        let _ = io::stderr().lock().write_all(text.as_bytes());
+    let mut asked = asked();
+    if matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand) {
+        let _ = io::stderr().lock().write_all(asked.render_help().to_string().as_bytes());
         return Err(Failure { code: 2, errors: Vec::new(), remedy: None });
     }
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = first.strip_prefix("error: ").unwrap_or(first).split_whitespace().collect::<Vec<_>>().join(" ");
-    let suggested = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg].into_iter().find_map(|kind| {
-        match error.get(kind)? {
-            ContextValue::String(one) => Some(one.clone()),
-            ContextValue::Strings(some) => some.first().cloned(),
-            _ => None,
-        }
-    });
-    let asked: Vec<String> = std::env::args().skip(1).take_while(|arg| known_command(arg)).collect();
-    let help = ["meshd".to_owned()].into_iter().chain(asked).chain(["--help".to_owned()]).collect::<Vec<_>>().join(" ");
-    Err(Failure::new(2, format!("usage: {message}")).try_this(match suggested {
-        Some(word) => format!("{word}, or {help}"),
-        None => help,
-    }))
+    let name = asked.get_bin_name().unwrap_or("meshd").to_owned();
+    let suggested = |kind| match error.get(kind)? {
+        ContextValue::String(one) => Some(one.clone()),
+        ContextValue::Strings(some) => some.first().cloned(),
+        _ => None,
+    };
+    let remedy = match (suggested(ContextKind::SuggestedSubcommand), suggested(ContextKind::SuggestedArg)) {
+        (Some(command), _) => format!("{name} {command}"),
+        (None, Some(flag)) => format!("{flag}, or {name} --help"),
+        (None, None) => format!("{name} --help"),
+    };
+    Err(Failure::new(2, format!("usage: {message}")).try_this(remedy))
 }
 
-fn known_command(word: &str) -> bool {
-    fn within(command: &clap::Command, word: &str) -> bool {
-        command.get_subcommands().any(|sub| sub.get_name() == word || within(sub, word))
+/// The command that the arguments of this process lead to.
+fn asked() -> clap::Command {
+    let mut found = command();
+    found.build();
+    for word in std::env::args().skip(1) {
+        if let Some(sub) = found.find_subcommand(&word) {
+            found = sub.clone();
+        }
     }
-    within(&command(), word)
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn each(command: &clap::Command, look: &mut impl FnMut(&clap::Command)) {
+        look(command);
+        command.get_subcommands().for_each(|sub| each(sub, look));
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_says_what_it_does_with_examples_that_fit_the_terminal() {
+        each(&command(), &mut |command| {
+            let (name, help) =
+                (command.get_name(), command.get_after_help().map(ToString::to_string).unwrap_or_default());
+            assert!(command.get_about().is_some() || name == "meshd", "{name}");
+            // The four that show the running agent's state have theirs in files of their own.
+            if !matches!(name, "status" | "plan" | "down" | "reload") {
+                assert!(help.contains("Examples:\n  "), "{name}");
+            }
+            assert!(help.lines().all(|line| line.chars().count() <= 78), "{name}: {help}");
+        });
+    }
 }

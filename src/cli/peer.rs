@@ -12,15 +12,12 @@ use crate::control::api::Reloaded;
 
 /// Arguments of `meshd peer`.
 #[derive(Debug, clap::Args)]
-#[command(
-    disable_help_subcommand = true,
-    after_help = "\
+#[command(after_help = "\
 Examples:
   meshd peer list
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
-  meshd peer remove vps"
-)]
+  meshd peer remove vps")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -68,10 +65,13 @@ fn unknown<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
 /// What the agent did with it, for the last line.
 fn outcome(reloaded: Option<&Reloaded>) -> String {
     match reloaded {
-        None => "the agent is not running; `meshd up` starts it with this\n".into(),
+        None => "the agent is not running; `meshd up` starts it\n".into(),
         Some(reloaded) => {
             let warnings: String = reloaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
             format!("the running agent has it\n{warnings}")
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

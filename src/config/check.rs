@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::file::{FileLines, Files};
 use super::problem::{Problem, Problems, list_of_names, quote};
+use super::value::overlap;
 use super::{Config, Egress, Endpoint, Peer, Protocol};
 
 /// Everything that is wrong between the files.
@@ -19,6 +20,7 @@ pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result
     check.keys();
     check.mesh_addresses();
     check.networks();
+    check.allowed();
     check.endpoints();
     check.published();
     check.problems.into_result()
@@ -44,10 +46,10 @@ enum Owner<'a> {
     Mesh,
     Bridge(usize, &'a str),
     Lan(usize),
-    Peer(&'a Peer),
+    Peer(usize, &'a Peer),
 }
 
-impl<'a> Check<'a> {
+impl Check<'_> {
     fn host_problem(&mut self, key: &str, message: String) {
         let path = &self.files.host.path;
         let line = self.lines.get(path).map_or(1, |lines| lines.of(key));
@@ -88,9 +90,10 @@ impl<'a> Check<'a> {
     /// What names a peer names one that exists.
     fn peer_names(&mut self) {
         let (host, config) = (&self.config.host, self.config);
-        let peers = match config.peers.is_empty() {
-            true => "there are no peers yet".to_owned(),
-            false => format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name))),
+        let peers = if config.peers.is_empty() {
+            "there are no peers yet".to_owned()
+        } else {
+            format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name)))
         };
         for (index, bridge) in host.bridges.iter().enumerate() {
             if let Egress::Peer(name) = &bridge.egress
@@ -177,13 +180,35 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// What a bridge reaches directly is never what the mesh carries: with the tunnel gone, the mesh's packets would leave
+    /// by the direct way, in the clear.
+    fn allowed(&mut self) {
+        let config = self.config;
+        let claims = claims(config);
+        let carried = |claim: &&Claim<'_>| matches!(claim.owner, Owner::Mesh | Owner::Peer(..));
+        for (at, bridge) in config.host.bridges.iter().enumerate() {
+            for (index, net) in bridge.allow.iter().enumerate() {
+                if let Some(claim) = claims.iter().filter(carried).find(|claim| overlap(&claim.net, net)) {
+                    let message = format!(
+                        "bridge {}: allow {} overlaps {} of {}, which the tunnel carries; write a smaller network",
+                        quote(&bridge.name),
+                        quote(&net.to_string()),
+                        claim.net,
+                        claim.owner
+                    );
+                    self.host_problem(&format!("bridge[{at}].allow[{index}]"), message);
+                }
+            }
+        }
+    }
+
     /// Says it where it is most likely to be corrected: in the peer's file rather than in the host's, and of two peers
-    /// in that of the later name.
+    /// in the later file, which is the one that `meshd peer add` would write.
     fn clash(&mut self, a: &Claim<'_>, b: &Claim<'_>) {
         let (wrong, kept) = if rank(a) > rank(b) { (a, b) } else { (b, a) };
         let (net, other) = (quote(&wrong.net.to_string()), kept.net);
         match wrong.owner {
-            Owner::Peer(peer) => {
+            Owner::Peer(_, peer) => {
                 self.peer_problem(peer, &wrong.key, format!("subnets {net} overlaps {other} of {}", kept.owner));
             }
             owner => self.host_problem(&wrong.key, format!("{owner}: {net} overlaps {other} of {}", kept.owner)),
@@ -275,10 +300,10 @@ fn claims(config: &Config) -> Vec<Claim<'_>> {
         owner: Owner::Lan(at),
         key: format!("lan[{at}].subnet"),
     });
-    let peers = config.peers.iter().flat_map(|peer| {
+    let peers = config.peers.iter().enumerate().flat_map(|(at, peer)| {
         peer.subnets.iter().enumerate().map(move |(index, &net)| Claim {
             net,
-            owner: Owner::Peer(peer),
+            owner: Owner::Peer(at, peer),
             key: format!("subnets[{index}]"),
         })
     });
@@ -286,12 +311,12 @@ fn claims(config: &Config) -> Vec<Claim<'_>> {
 }
 
 /// The higher one of two that clash is told so.
-fn rank<'a>(claim: &Claim<'a>) -> (u8, usize, &'a str) {
+fn rank(claim: &Claim<'_>) -> (u8, usize) {
     match claim.owner {
-        Owner::Mesh => (0, 0, ""),
-        Owner::Bridge(index, _) => (1, index, ""),
-        Owner::Lan(index) => (2, index, ""),
-        Owner::Peer(peer) => (3, 0, &peer.name),
+        Owner::Mesh => (0, 0),
+        Owner::Bridge(at, _) => (1, at),
+        Owner::Lan(at) => (2, at),
+        Owner::Peer(at, _) => (3, at),
     }
 }
 
@@ -301,7 +326,7 @@ impl fmt::Display for Owner<'_> {
             Self::Mesh => f.write_str("the mesh itself"),
             Self::Bridge(_, name) => write!(f, "bridge {}", quote(name)),
             Self::Lan(_) => f.write_str("a lan"),
-            Self::Peer(peer) => write!(f, "peer {}", quote(&peer.name)),
+            Self::Peer(_, peer) => write!(f, "peer {}", quote(&peer.name)),
         }
     }
 }

@@ -38,7 +38,7 @@ pub struct Files {
     pub host: SourceFile,
     /// `private.key`.
     pub private_key: SourceFile,
-    /// `peers/NAME.toml`, each with its NAME.
+    /// `peers/NAME.toml`, each with its NAME. Of two that clash the later one is told so.
     pub peers: Vec<(String, SourceFile)>,
     /// What stands behind each `preshared_key_file`, by the text of that key; an error is why it cannot be had.
     pub preshared_keys: BTreeMap<String, Result<SourceFile, String>>,
@@ -87,10 +87,9 @@ pub fn parse(files: &Files) -> Result<Config, Vec<Problem>> {
 
     // Each part is there when there was no problem.
     let (Some(host), Some(private_key)) = (host, private_key) else { return Err(Vec::new()) };
-    let mut peers: Vec<Peer> = peers.into_iter().flatten().collect();
-    peers.sort_by(|a, b| a.name.cmp(&b.name));
-    let config = Config { host, private_key, peers };
+    let mut config = Config { host, private_key, peers: peers.into_iter().flatten().collect() };
     check::check(&config, files, &lines)?;
+    config.peers.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(config)
 }
 
@@ -99,7 +98,7 @@ pub(super) type FileLines = BTreeMap<String, Lines>;
 
 fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> Option<Host> {
     with_table(source, lines, problems, |reader, table| {
-        let mut top = reader.top(table);
+        let mut top = Section::top(table);
         let name = reader.required(&mut top, "name", "\"home\"", value::name);
         let interface = reader.string(&mut top, "interface", value::interface);
         let addresses = addresses(reader, &mut top);
@@ -111,7 +110,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
         let exit = reader.section(&mut top, "exit").map(|at| exit(reader, at));
         let publish =
             reader.sections(&mut top, "publish").into_iter().map(|at| publish(reader, at)).collect::<Vec<_>>();
-        reader.finish(top);
+        reader.finish(&top);
         Some(Host {
             name: name?,
             interface: interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
@@ -146,9 +145,9 @@ fn bridge(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Bridge> {
         let line = at.line();
         reader.problem(line, format!("{}missing subnets; write subnets = [\"10.89.2.0/24\"]", at.context));
     }
-    let egress = reader.string(&mut at, "egress", egress);
+    let egress = reader.string(&mut at, "egress", |text| Ok(egress(text)));
     let allow = reader.strings(&mut at, "allow", value::allowed_network);
-    reader.finish(at);
+    reader.finish(&at);
     Some(Bridge {
         name: name?,
         subnets: subnets?,
@@ -157,12 +156,12 @@ fn bridge(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Bridge> {
     })
 }
 
-fn egress(text: &str) -> Result<Egress, String> {
+fn egress(text: &str) -> Egress {
     match text {
-        "direct" => Ok(Egress::Direct),
-        "none" => Ok(Egress::None),
+        "direct" => Egress::Direct,
+        "none" => Egress::None,
         // Whether the peer is there is said by `check`, which knows the others.
-        name => Ok(Egress::Peer(name.to_owned())),
+        name => Egress::Peer(name.to_owned()),
     }
 }
 
@@ -170,7 +169,7 @@ fn lan(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Lan> {
     let subnet = reader.required(&mut at, "subnet", "\"192.168.1.0/24\"", value::subnet);
     let interface = reader.required(&mut at, "interface", "\"eth0\"", value::interface);
     let masquerade = reader.boolean(&mut at, "masquerade");
-    reader.finish(at);
+    reader.finish(&at);
     Some(Lan { subnet: subnet?, interface: interface?, masquerade: masquerade.unwrap_or(true) })
 }
 
@@ -184,7 +183,7 @@ fn exit(reader: &mut Reader<'_>, mut at: Section<'_>) -> Exit {
         );
     }
     let interface = reader.string(&mut at, "interface", value::interface);
-    reader.finish(at);
+    reader.finish(&at);
     Exit { peers: peers.unwrap_or_default(), interface }
 }
 
@@ -200,7 +199,7 @@ fn publish(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Publish> {
     }
     let port = reader.integer(&mut at, "port", 1..=u16::MAX, "");
     let to = reader.required(&mut at, "to", "\"10.89.2.10:443\"", value::target);
-    reader.finish(at);
+    reader.finish(&at);
     Some(Publish { protocol: protocol?, port: port?, to: to? })
 }
 
@@ -216,7 +215,7 @@ fn peer(
         problems.add(&source.path, 1, format!("peer name {}: {why}", quote(name)));
     }
     with_table(source, lines, problems, |reader, table| {
-        let mut top = reader.top(table);
+        let mut top = Section::top(table);
         let public_key = reader.required(&mut top, "public_key", "\"…\", as `meshd pubkey` prints", |text| {
             text.parse().map_err(|error: KeyError| error.to_string())
         });
@@ -235,7 +234,7 @@ fn peer(
         let addresses = reader.strings(&mut top, "addresses", value::address);
         let subnets = reader.strings(&mut top, "subnets", value::peer_subnet);
         let keepalive = reader.integer(&mut top, "persistent_keepalive", 0..=u16::MAX, " seconds; 0 is off");
-        reader.finish(top);
+        reader.finish(&top);
         Some(Peer {
             name: checked_name.ok()?,
             public_key: public_key?,

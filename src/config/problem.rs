@@ -67,11 +67,8 @@ pub fn printable(text: &str) -> String {
 pub fn list_of_names<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     const MOST_SHOWN: usize = 12;
     let all: Vec<String> = items.into_iter().map(|item| printable(&item.to_string())).collect();
-    let mut shown = all.iter().take(MOST_SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    if all.len() > MOST_SHOWN {
-        shown.push_str(&format!(" and {} more", all.len() - MOST_SHOWN));
-    }
-    shown
+    let shown = all.iter().take(MOST_SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if all.len() > MOST_SHOWN { format!("{shown} and {} more", all.len() - MOST_SHOWN) } else { shown }
 }
 
 /// The one of `known` that was probably meant.

@@ -62,7 +62,7 @@ pub(super) fn text<'a>(path: &str, bytes: &'a [u8], problems: &mut Problems) -> 
     match std::str::from_utf8(bytes) {
         Ok(text) => Some(text),
         Err(error) => {
-            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+            let line = line_at(bytes, error.valid_up_to());
             problems.add(path, line, "not UTF-8 text".into());
             None
         }
@@ -75,8 +75,7 @@ pub(super) fn table<'a>(path: &str, text: &'a str, problems: &mut Problems) -> O
     // A first mistake often drags others after it on the same line.
     let mut last = 0;
     for error in &errors {
-        let offset = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = 1 + text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count();
+        let line = line_at(text.as_bytes(), error.span().map_or(0, |span| span.start));
         if line != last {
             problems.add(path, line, printable(&error.message().replace('\n', "; ")));
         }
@@ -89,10 +88,6 @@ impl<'a> Reader<'a> {
     pub(super) fn new(path: &'a str, text: &'a str, problems: &'a mut Problems) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         Self { path, text, starts, lines: Lines::default(), problems }
-    }
-
-    pub(super) fn top<'t>(&mut self, table: &'t Spanned<DeTable<'t>>) -> Section<'t> {
-        Section { table: table.get_ref(), key: String::new(), line: 1, context: String::new(), asked: Vec::new() }
     }
 
     pub(super) fn problem(&mut self, line: usize, message: String) {
@@ -186,7 +181,7 @@ impl<'a> Reader<'a> {
         let number = number.and_then(|number| u16::try_from(number).ok()).filter(|number| range.contains(number));
         if number.is_none() {
             let (low, high) = (range.start(), range.end());
-            let written = printable(&self.text[value.span()].chars().take(24).collect::<String>());
+            let written = self.raw(value);
             let message = format!("{}{name} {written}: expected {low} to {high}{why}", section.context);
             self.problem(self.lines.of(&path), message);
         }
@@ -242,7 +237,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Names the keys that nobody asked for.
-    pub(super) fn finish(&mut self, section: Section<'_>) {
+    pub(super) fn finish(&mut self, section: &Section<'_>) {
         for key in section.table.keys() {
             let name = key.get_ref().as_ref();
             if section.asked.contains(&name) {
@@ -288,9 +283,8 @@ impl<'a> Reader<'a> {
         let found = match value.get_ref() {
             DeValue::String(_) if SECRETS.contains(&name) => "a string".to_owned(),
             DeValue::String(text) => format!("the string {}", quote(text)),
-            DeValue::Integer(_) => format!("the number {}", self.raw(value)),
             DeValue::Boolean(boolean) => boolean.to_string(),
-            DeValue::Float(_) => format!("the number {}", self.raw(value)),
+            DeValue::Integer(_) | DeValue::Float(_) => format!("the number {}", self.raw(value)),
             DeValue::Datetime(_) => "a date".to_owned(),
             DeValue::Array(_) => "a list".to_owned(),
             DeValue::Table(_) => "a table".to_owned(),
@@ -306,7 +300,12 @@ impl<'a> Reader<'a> {
 /// Keys whose values are never shown.
 const SECRETS: [&str; 1] = ["preshared_key"];
 
-impl Section<'_> {
+impl<'t> Section<'t> {
+    /// The whole file.
+    pub(super) fn top(table: &'t Spanned<DeTable<'t>>) -> Self {
+        Self { table: table.get_ref(), key: String::new(), line: 1, context: String::new(), asked: Vec::new() }
+    }
+
     /// Where the section starts.
     pub(super) fn line(&self) -> usize {
         self.line
@@ -315,6 +314,11 @@ impl Section<'_> {
     pub(super) fn has(&self, name: &str) -> bool {
         self.table.contains_key(name)
     }
+}
+
+/// Without an index of lines, for the few errors that come before there is one.
+fn line_at(bytes: &[u8], offset: usize) -> usize {
+    bytes[..offset.min(bytes.len())].split(|&byte| byte == b'\n').count()
 }
 
 fn join(section: &str, name: &str) -> String {

@@ -69,15 +69,12 @@ pub fn allowed_network(text: &str) -> Result<IpNet, String> {
 
 /// This host's address with the prefix of the mesh network.
 pub fn host_address(text: &str) -> Result<IpNet, String> {
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net,
-        Err(_) => {
-            return Err(match text.parse::<IpAddr>() {
-                Ok(IpAddr::V4(addr)) => format!("no prefix length; write {addr}/24 or whatever the mesh network has"),
-                Ok(IpAddr::V6(addr)) => format!("no prefix length; write {addr}/64 or whatever the mesh network has"),
-                Err(_) => "expected ADDRESS/PREFIX such as 10.88.0.2/24 or fd88::2/64".into(),
-            });
-        }
+    let Ok(net) = text.parse::<IpNet>() else {
+        return Err(match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(addr)) => format!("no prefix length; write {addr}/24 or whatever the mesh network has"),
+            Ok(IpAddr::V6(addr)) => format!("no prefix length; write {addr}/64 or whatever the mesh network has"),
+            Err(_) => "expected ADDRESS/PREFIX such as 10.88.0.2/24 or fd88::2/64".into(),
+        });
     };
     if net.prefix_len() < 8 {
         return Err("a mesh network that large; expected a prefix length of at least 8".into());
@@ -124,10 +121,7 @@ pub fn endpoint(text: &str) -> Result<Endpoint, String> {
         return Err(format!("no port; write {}", SocketAddr::new(addr, 51820)));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
-        return Err(match dns_name(text) {
-            true => format!("no port; write {text}:51820"),
-            false => EXAMPLE.into(),
-        });
+        return Err(if dns_name(text) { format!("no port; write {text}:51820") } else { EXAMPLE.into() });
     };
     if host.parse::<Ipv6Addr>().is_ok() {
         return Err(format!("an IPv6 address before a port stands in brackets; write [{host}]:{port}"));

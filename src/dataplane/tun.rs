@@ -35,6 +35,7 @@ impl Tun {
             Err(error) => return Err(error),
         };
         device.set_nonblocking(true)?;
+        no_link_local_address(name);
         let udp = vnet && device.udp_gso();
         if vnet && !udp {
             tracing::info!("this kernel's TUN device has no USO (Linux 6.2 brought it); UDP goes packet by packet");
@@ -74,6 +75,13 @@ impl Tun {
             _ => tracing::trace!(%error, "a packet could not be written to the TUN device"),
         }
     }
+}
+
+/// Without a link-local address the kernel solicits no routers through the tunnel, so an idle one stays idle; the kernel's
+/// WireGuard device has none either. Where IPv6 is off there is nothing to turn off.
+fn no_link_local_address(name: &str) {
+    const NONE: &str = "1";
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), NONE);
 }
 
 impl AsFd for Tun {

@@ -301,11 +301,7 @@ impl Reconciler {
     }
 
     /// Journals what these changes will overwrite, then makes them one by one.
-    async fn perform(
-        &mut self,
-        changes: &[Change],
-        snapshot: &Snapshot,
-    ) -> Result<(Vec<Change>, Vec<Failure>), Error> {
+    async fn perform(&mut self, changes: &[Change], snapshot: &Snapshot) -> Result<(Vec<Change>, Vec<Failure>), Error> {
         let mut journal = self.store.load()?;
         record(&mut journal, changes, snapshot, &self.interface)?;
         self.store.save(&journal)?;
@@ -397,7 +393,12 @@ fn record(journal: &mut Journal, changes: &[Change], snapshot: &Snapshot, interf
     Ok(())
 }
 
-fn record_sysctl(journal: &mut Journal, key: &SysctlKey, snapshot: &Snapshot, with: Option<String>) -> Result<(), Error> {
+fn record_sysctl(
+    journal: &mut Journal,
+    key: &SysctlKey,
+    snapshot: &Snapshot,
+    with: Option<String>,
+) -> Result<(), Error> {
     let index = snapshot.index(&key.link);
     if journal.sysctls.get(&key.path()).is_some_and(|original| original.index == index) {
         return Ok(());

@@ -124,6 +124,9 @@ mod tests {
         )
         .unwrap();
         forget_counters(&mut listing);
-        assert_eq!(listing.to_string(), r#"{"nftables":[{"rule":{"expr":[{"counter":null},{"drop":null}],"handle":3}}]}"#);
+        assert_eq!(
+            listing.to_string(),
+            r#"{"nftables":[{"rule":{"expr":[{"counter":null},{"drop":null}],"handle":3}}]}"#
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! `meshd peer add NAME --public-key …`.
 
+use std::path::{Path, PathBuf, absolute};
+
 use super::super::show::{add_command, toml_list, toml_string};
 use super::super::{Dirs, Failure, print};
 use super::{Reload, outcome};
@@ -12,9 +14,9 @@ const KEEPALIVE_BEHIND_NAT: u16 = 25;
 /// Arguments of `meshd peer add`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Checks the whole configuration with the new peer in it before the file is written.
-When this host has no endpoint of its own and the peer has one, a keepalive of 25
-seconds keeps the way back open; --keepalive 0 does without.
+Checks the whole configuration with the new peer in it before the file is
+written. When this host has no endpoint of its own and the peer has one, a
+keepalive of 25 seconds keeps the way back open; --keepalive 0 does without.
 
 Examples:
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
@@ -36,9 +38,9 @@ pub struct Args {
     /// A bridge or LAN behind it; repeat for more
     #[arg(long = "subnet", value_name = "CIDR")]
     subnets: Vec<String>,
-    /// A file with the preshared key; relative to the configuration folder
+    /// A file with the preshared key, which stays where it is
     #[arg(long, value_name = "FILE")]
-    preshared_key_file: Option<String>,
+    preshared_key_file: Option<PathBuf>,
     /// Seconds between keepalives; 0 is off
     #[arg(long, value_name = "SECONDS")]
     keepalive: Option<u16>,
@@ -60,7 +62,7 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
         return Err(Failure::new(4, error).try_this(remedy));
     }
 
-    let text = peer_toml(&args, &before);
+    let text = peer_toml(&args, &before, &dirs.config)?;
     check(&args.name, &text, dirs)?;
     if args.dry_run {
         return print(&format!("# {}\n{text}", path.display()));
@@ -72,6 +74,9 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
         Ok(reloaded) => {
             let mut said = format!("added peer {}: {}\n", args.name, path.display());
             said.push_str(&outcome(reloaded.as_ref()));
+            if args.endpoint.is_none() {
+                said.push_str(&format!("without --endpoint, {} has to reach this host first\n", args.name));
+            }
             said.push_str(&format!("\nOn {}, unless this host is known there:\n\n{}", args.name, add_command(&before)));
             print(&said)
         }
@@ -83,18 +88,27 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
     }
 }
 
-fn peer_toml(args: &Args, config: &Config) -> String {
+fn peer_toml(args: &Args, config: &Config, dir: &Path) -> Result<String, Failure> {
+    let preshared_key_file = args.preshared_key_file.as_ref().map(|path| from_folder(path, dir)).transpose()?;
     let behind_nat = config.host.endpoint.is_none() && args.endpoint.is_some();
     let keepalive = args.keepalive.or(behind_nat.then_some(KEEPALIVE_BEHIND_NAT));
     let lines = [
         Some(format!("public_key = {}", toml_string(&args.public_key))),
-        args.preshared_key_file.as_ref().map(|path| format!("preshared_key_file = {}", toml_string(path))),
+        preshared_key_file.map(|path| format!("preshared_key_file = {}", toml_string(&path))),
         args.endpoint.as_ref().map(|endpoint| format!("endpoint = {}", toml_string(endpoint))),
         (!args.addresses.is_empty()).then(|| format!("addresses = {}", toml_list(&args.addresses))),
         (!args.subnets.is_empty()).then(|| format!("subnets = {}", toml_list(&args.subnets))),
         keepalive.map(|seconds| format!("persistent_keepalive = {seconds}")),
     ];
-    lines.into_iter().flatten().map(|line| line + "\n").collect()
+    Ok(lines.into_iter().flatten().map(|line| line + "\n").collect())
+}
+
+/// A path as the shell has it, as the peer's file has it: from the configuration folder when it is inside, else from the root.
+fn from_folder(path: &Path, dir: &Path) -> Result<String, Failure> {
+    let failed = |error| Failure::new(1, format!("{}: {error}", path.display()));
+    let (path, dir) = (absolute(path).map_err(failed)?, absolute(dir).map_err(failed)?);
+    let shown = path.strip_prefix(&dir).unwrap_or(&path);
+    shown.to_str().map(str::to_owned).ok_or_else(|| Failure::new(4, format!("{}: not UTF-8", path.display())))
 }
 
 /// The configuration as it would be.
@@ -106,10 +120,10 @@ fn check(name: &str, text: &str, dirs: &Dirs) -> Result<(), Failure> {
         code: 4,
         errors: problems
             .iter()
-            .map(|problem| match problem.path == path {
+            .map(|problem| {
                 // Its lines are not on disk; the words name the flag.
-                true => format!("peer {}: {}", quote(name), problem.message),
-                false => problem.to_string(),
+                let from_flags = problem.path == path;
+                if from_flags { format!("peer {}: {}", quote(name), problem.message) } else { problem.to_string() }
             })
             .collect(),
         remedy: None,

@@ -8,8 +8,8 @@ use crate::store::{self, Layout};
 /// Arguments of `meshd peer remove`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Refused while meshd.toml names the peer as an egress, in [exit] or as the place of
-a published port.
+Refused while meshd.toml names the peer as an egress, in [exit] or as the
+place of a published port.
 
 Examples:
   meshd peer remove phone")]
