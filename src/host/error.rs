@@ -77,7 +77,9 @@ impl Error {
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::NftMissing(error) if error.kind() == io::ErrorKind::NotFound => Some("apt install nftables"),
-            Self::JournalDamaged { .. } => Some("compare sysctl -a with /etc/sysctl.d, then start again to go on without it"),
+            Self::JournalDamaged { .. } => {
+                Some("compare sysctl -a with /etc/sysctl.d, then start again to go on without it")
+            }
             Self::Guard(error) => error.remedy(),
             Self::Incomplete { failed, .. } => failed.iter().find_map(|failure| failure.error.remedy()),
             Self::Netlink { source, .. } | Self::Sysctl { source, .. }

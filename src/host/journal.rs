@@ -193,7 +193,8 @@ mod tests {
 
     fn sample() -> Journal {
         let original = Original { value: "0".to_owned(), index: 2, with: None };
-        let mut journal = Journal { version: VERSION, boot_id: boot_id(), interface: "mesh0".to_owned(), ..Journal::default() };
+        let mut journal =
+            Journal { version: VERSION, boot_id: boot_id(), interface: "mesh0".to_owned(), ..Journal::default() };
         journal.tables.insert(8_800_001);
         journal.sysctls.insert("ipv4/conf/eth0.5/forwarding".to_owned(), original);
         journal

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 use futures_util::{Stream, TryStreamExt as _};
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage};
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec};
 use tokio::task::JoinHandle;
 

@@ -74,7 +74,8 @@ impl Snapshot {
         filter: NftActual,
     ) -> Result<ActualState, Error> {
         let tables = self.own_tables(interface, desired, journal);
-        let ours = |rule: &&Rule| [PRIORITY_IIF, PRIORITY_FROM].contains(&rule.priority) && tables.contains(&rule.table);
+        let ours =
+            |rule: &&Rule| [PRIORITY_IIF, PRIORITY_FROM].contains(&rule.priority) && tables.contains(&rule.table);
         let rules = self.rules.iter().filter(ours).cloned().collect();
 
         let own_main = |message| netlink::own_main_route(message, &self.links, interface);

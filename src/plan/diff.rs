@@ -20,13 +20,26 @@ use super::{
 pub enum Change {
     /// Puts the table there in one transaction, in the place of one of the same name.
     ArmGuard(NftTable),
-    DisarmGuard { name: String },
+    DisarmGuard {
+        name: String,
+    },
     /// As `ArmGuard`.
     AddNft(NftTable),
-    RemoveNft { name: String },
-    SetLink { interface: String, setting: LinkSetting },
-    AddAddress { interface: String, address: IpNet },
-    RemoveAddress { interface: String, address: IpNet },
+    RemoveNft {
+        name: String,
+    },
+    SetLink {
+        interface: String,
+        setting: LinkSetting,
+    },
+    AddAddress {
+        interface: String,
+        address: IpNet,
+    },
+    RemoveAddress {
+        interface: String,
+        address: IpNet,
+    },
     AddRoute(Route),
     /// Takes the place of another with the same key at once.
     ReplaceRoute(Route),
@@ -34,9 +47,15 @@ pub enum Change {
     AddRule(Rule),
     RemoveRule(Rule),
     /// Recorded in the journal first.
-    SetSysctl { key: SysctlKey, value: String },
+    SetSysctl {
+        key: SysctlKey,
+        value: String,
+    },
     /// Back to what it was before us.
-    RestoreSysctl { key: SysctlKey, value: String },
+    RestoreSysctl {
+        key: SysctlKey,
+        value: String,
+    },
 }
 
 /// What leads from `actual` to `desired`; empty when nothing does.

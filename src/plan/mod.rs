@@ -39,7 +39,8 @@ mod tests;
 pub use diff::{Change, diff};
 pub use facts::{HostFacts, Link, MainRoute};
 pub use state::{
-    ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, Route, Rule, Selector, Sysctl, SysctlKey,
+    ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, Route, Rule, Selector, Sysctl,
+    SysctlKey,
 };
 
 use crate::config::Config;

@@ -25,9 +25,10 @@ use crate::config::{Bridge, Config, Egress, Protocol};
 
 /// Where an exit's clients may not go, which is the exit host's side: private, shared, link-local (cloud metadata),
 /// loopback, multicast and reserved (RFC 6890).
-const PRIVATE_V4: &str = "{ 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 224.0.0.0/3 }";
-/// As [`PRIVATE_V4`], with the addresses that embed IPv4 ones.
-const PRIVATE_V6: &str = "{ ::/8, 64:ff9b:1::/48, fc00::/7, fe80::/10, fec0::/10, ff00::/8 }";
+const PRIVATE_V4: &str =
+    "{ 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 224.0.0.0/3 }";
+/// As [`PRIVATE_V4`], with the prefixes that embed addresses of its kind.
+const PRIVATE_V6: &str = "{ ::/96, ::ffff:0:0/96, 64:ff9b:1::/48, fc00::/7, fe80::/10, fec0::/10, ff00::/8 }";
 
 /// The interfaces by which exit traffic leaves and published ports are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -264,7 +265,8 @@ fn exit_clients(config: &Config, family: Family) -> Option<String> {
     let exit = config.host.exit.as_ref()?;
     let peers: Vec<_> = exit.peers.iter().filter_map(|name| config.peer(name)).collect();
     let addresses = peers.iter().flat_map(|peer| &peer.addresses).map(|&addr| IpNet::from(addr));
-    let nets: BTreeSet<IpNet> = addresses.chain(peers.iter().flat_map(|peer| peer.subnets.iter().map(IpNet::trunc))).collect();
+    let nets: BTreeSet<IpNet> =
+        addresses.chain(peers.iter().flat_map(|peer| peer.subnets.iter().map(IpNet::trunc))).collect();
     set(nets.iter().filter(|net| Family::of(net) == family))
 }
 
@@ -277,7 +279,8 @@ fn by_family<'a>(
     nets: impl Iterator<Item = &'a IpNet> + Clone,
     rule: impl Fn(&str, &str) -> String,
 ) -> impl Iterator<Item = String> {
-    let of = |family| set(nets.clone().filter(move |net| Family::of(net) == family)).map(|set| rule(keyword(family), &set));
+    let of =
+        |family| set(nets.clone().filter(move |net| Family::of(net) == family)).map(|set| rule(keyword(family), &set));
     [of(Family::V4), of(Family::V6)].into_iter().flatten()
 }
 

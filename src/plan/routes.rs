@@ -38,7 +38,8 @@ pub(super) fn rules(config: &Config, facts: &HostFacts, tables: &BTreeMap<u32, S
         for family in families(facts) {
             rules.insert(Rule { priority: PRIORITY_IIF, family, selector: Selector::Iif(name.clone()), table });
         }
-        let subnets = config.host.bridges.iter().filter(|bridge| bridge.name == *name).flat_map(|bridge| &bridge.subnets);
+        let subnets =
+            config.host.bridges.iter().filter(|bridge| bridge.name == *name).flat_map(|bridge| &bridge.subnets);
         for net in subnets.filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
             let selector = Selector::From(net.trunc());
             rules.insert(Rule { priority: PRIORITY_FROM, family: Family::of(net), selector, table });
@@ -74,7 +75,9 @@ fn main(config: &Config, facts: &HostFacts, ipv6: bool, routes: &mut Table, warn
         let attached = |device: &&String| *device != interface;
         let own = facts.main.iter().filter(|route| route.destination == net && route.gateway.is_none());
         if let Some(device) = own.filter_map(|route| route.device.as_ref()).find(attached) {
-            warnings.push(format!("{net} of a peer is also this host's own network on {device}: the host keeps using {device}"));
+            warnings.push(format!(
+                "{net} of a peer is also this host's own network on {device}: the host keeps using {device}"
+            ));
             continue;
         }
         insert(routes, TABLE_MAIN, net, through(interface));
@@ -139,7 +142,8 @@ fn allow(
         warnings.push(format!("bridge {name}: allow = {net} is left out: it would undo egress = {}", bridge.egress));
         return;
     }
-    let usable = |device: &&String| **device != config.host.interface && (net.addr().is_ipv4() || ipv6_on(facts, device));
+    let usable =
+        |device: &&String| **device != config.host.interface && (net.addr().is_ipv4() || ipv6_on(facts, device));
     let within = facts.main.iter().filter(|route| net.contains(&route.destination) && route.destination != net);
     let covering = facts.covering(net).map(|route| (net, route));
     let mut found = false;

@@ -16,7 +16,7 @@ fn nets(list: &[&str]) -> Vec<IpNet> {
 fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
     Peer {
         name: name.to_owned(),
-        public_key: PrivateKey::generate().public_key(),
+        public_key: PrivateKey::generate().unwrap().public_key(),
         preshared_key: None,
         endpoint: None,
         addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
@@ -42,7 +42,7 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
         exit: None,
         publish: Vec::new(),
     };
-    Config { host, private_key: PrivateKey::generate(), peers }
+    Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }
 
 fn home() -> Config {
@@ -121,7 +121,8 @@ fn a_bridge_without_egress_reaches_the_mesh_only() {
 #[test]
 fn a_host_with_a_lan_and_no_forced_forwarding() {
     let mut config = home();
-    let lan = |subnet: &str, masquerade| Lan { subnet: subnet.parse().unwrap(), interface: "eth0".to_owned(), masquerade };
+    let lan =
+        |subnet: &str, masquerade| Lan { subnet: subnet.parse().unwrap(), interface: "eth0".to_owned(), masquerade };
     config.host.lans = vec![lan("192.168.1.0/24", true), lan("192.168.7.0/24", false)];
     let mut facts = home_facts();
     facts.force_forwarding = false;
@@ -194,7 +195,10 @@ fn a_changed_gateway_replaces_the_route_at_once() {
     let (after, _) = desired(&config, &facts(&["192.168.1.0/24"], ["192.168.1.254", "fe80::1"]));
     let commands: Vec<String> = diff(&after, &reached(&before)).iter().map(Change::to_string).collect();
     let table = tables::number("mesh0", "br0");
-    assert_eq!(commands, [format!("ip route replace 192.168.7.0/24 via 192.168.1.254 dev eth0 onlink table {table} proto 88")]);
+    assert_eq!(
+        commands,
+        [format!("ip route replace 192.168.7.0/24 via 192.168.1.254 dev eth0 onlink table {table} proto 88")]
+    );
 }
 
 #[test]
@@ -213,7 +217,10 @@ fn a_network_of_the_host_stays_its_own() {
     let (state, warnings) = desired(&config, &home_facts());
     let lan: IpNet = "192.168.1.0/24".parse().unwrap();
     assert!(!state.routes.iter().any(|route| route.table == TABLE_MAIN && route.destination == lan));
-    assert_eq!(warnings, ["192.168.1.0/24 of a peer is also this host's own network on eth0: the host keeps using eth0"]);
+    assert_eq!(
+        warnings,
+        ["192.168.1.0/24 of a peer is also this host's own network on eth0: the host keeps using eth0"]
+    );
 }
 
 #[test]
@@ -348,7 +355,9 @@ fn sysctl_paths_survive_dots_in_interface_names() {
     let key = SysctlKey::new(Family::V4, "eth0.5", "forwarding");
     assert_eq!(key.to_string(), "net.ipv4.conf.eth0/5.forwarding");
     assert_eq!(SysctlKey::from_path(&key.path()), Some(key));
-    for bad in ["ipv4/ip_forward", "ipv4/conf/../ip_forward", "ipv4/conf/eth0/forwarding/x", "ipv4/conf//forwarding", ""] {
+    for bad in
+        ["ipv4/ip_forward", "ipv4/conf/../ip_forward", "ipv4/conf/eth0/forwarding/x", "ipv4/conf//forwarding", ""]
+    {
         assert_eq!(SysctlKey::from_path(bad), None, "{bad}");
     }
 }
