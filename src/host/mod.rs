@@ -30,6 +30,7 @@ use crate::plan::{
 };
 use journal::{Fingerprints, Journal, Original, Store};
 use netlink::Netlink;
+use nft::Nft;
 use snapshot::Snapshot;
 
 /// An address that leaves takes others and their routes with it (net/ipv4/devinet.c), so one pass may not suffice.
@@ -62,7 +63,8 @@ pub struct Reconciler {
     listen_port: Option<u16>,
     gso_max_size: Option<u32>,
     guarded: BTreeSet<String>,
-    nft: Option<NftSeen>,
+    nft: Nft,
+    seen: Option<NftSeen>,
 }
 
 /// The state of the two nft tables at a generation of the ruleset.
@@ -83,7 +85,8 @@ impl Reconciler {
             listen_port: None,
             gso_max_size: None,
             guarded: BTreeSet::new(),
-            nft: None,
+            nft: Nft::new("nft"),
+            seen: None,
         })
     }
 
@@ -95,6 +98,11 @@ impl Reconciler {
     /// The largest super-packet that the tunnel's interface should hand out, in bytes.
     pub fn set_gso_max_size(&mut self, bytes: u32) {
         self.gso_max_size = Some(bytes);
+    }
+
+    /// Where nft(8) is, for a host whose `PATH` does not say.
+    pub fn set_nft_program(&mut self, path: &Path) {
+        self.nft = Nft::new(path);
     }
 
     /// What the plan needs to know about this host.
@@ -127,13 +135,13 @@ impl Reconciler {
         self.guarded = guarded.map(|bridge| bridge.name.clone()).collect();
         let Some(guard) = plan::nft::guard(config) else { return journal.map(|_| false) };
         let known = journal.as_ref().ok().cloned().unwrap_or_default();
-        let actual = self.nft(&known).await.map_err(|error| Error::Guard(Box::new(error)))?.guard;
+        let actual = self.nft_tables(&known).await.map_err(|error| Error::Guard(Box::new(error)))?.guard;
         let differs = actual != NftActual::Intact(guard.fingerprint());
         let listed = match differs {
-            true => Some(put(&guard).await.map_err(|error| Error::Guard(Box::new(error)))?),
+            true => Some(put(&self.nft, &guard).await.map_err(|error| Error::Guard(Box::new(error)))?),
             false => None,
         };
-        self.nft = None;
+        self.seen = None;
         let mut journal = journal?;
         if let Some(fingerprints) = listed {
             journal.nft.insert(guard.name, fingerprints);
@@ -190,7 +198,7 @@ impl Reconciler {
     /// ruleset; starts no process.
     pub async fn drifted(&mut self, config: &Config) -> Result<bool, Error> {
         let generation = nft::generation()?;
-        if self.nft.as_ref().is_none_or(|seen| seen.generation != generation) {
+        if self.seen.as_ref().is_none_or(|seen| seen.generation != generation) {
             return Ok(true);
         }
         let journal = self.store.load()?;
@@ -213,7 +221,7 @@ impl Reconciler {
     pub async fn guard_armed(&mut self, bridge: &str) -> bool {
         let journal = self.store.load().unwrap_or_default();
         self.guarded.contains(bridge)
-            && self.nft(&journal).await.is_ok_and(|seen| matches!(seen.guard, NftActual::Intact(_)))
+            && self.nft_tables(&journal).await.is_ok_and(|seen| matches!(seen.guard, NftActual::Intact(_)))
     }
 
     /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
@@ -261,7 +269,7 @@ impl Reconciler {
         desired: &DesiredState,
         journal: &Journal,
     ) -> Result<ActualState, Error> {
-        let seen = self.nft(journal).await?;
+        let seen = self.nft_tables(journal).await?;
         snapshot.actual(&self.netlink, &self.interface, desired, journal, seen.guard, seen.filter).await
     }
 
@@ -282,21 +290,21 @@ impl Reconciler {
     }
 
     /// The two nft tables, listed again only when something in nft has changed.
-    async fn nft(&mut self, journal: &Journal) -> Result<NftSeen, Error> {
+    async fn nft_tables(&mut self, journal: &Journal) -> Result<NftSeen, Error> {
         // Asked for before listing: a change in between is then seen the next time.
         let generation = nft::generation()?;
-        if let Some(seen) = self.nft.as_ref().filter(|seen| seen.generation == generation) {
+        if let Some(seen) = self.seen.as_ref().filter(|seen| seen.generation == generation) {
             return Ok(seen.clone());
         }
         let names = [plan::nft::guard_name(&self.interface), plan::nft::filter_name(&self.interface)];
-        let (guard, filter) = tokio::try_join!(nft::listing(&names[0]), nft::listing(&names[1]))?;
+        let (guard, filter) = tokio::try_join!(self.nft.listing(&names[0]), self.nft.listing(&names[1]))?;
         let state = |name: &str, listing: Option<String>| match (listing, journal.nft.get(name)) {
             (None, _) => NftActual::Absent,
             (Some(now), Some(left)) if left.listing == now => NftActual::Intact(left.text.clone()),
             (Some(_), _) => NftActual::Altered,
         };
         let seen = NftSeen { generation, guard: state(&names[0], guard), filter: state(&names[1], filter) };
-        self.nft = Some(seen.clone());
+        self.seen = Some(seen.clone());
         Ok(seen)
     }
 
@@ -319,14 +327,14 @@ impl Reconciler {
     async fn one(&mut self, change: &Change, snapshot: &Snapshot, journal: &mut Journal) -> Result<(), Error> {
         match change {
             Change::ArmGuard(table) | Change::AddNft(table) => {
-                self.nft = None;
-                journal.nft.insert(table.name.clone(), put(table).await?);
+                self.seen = None;
+                journal.nft.insert(table.name.clone(), put(&self.nft, table).await?);
                 return Ok(());
             }
             Change::DisarmGuard { name } | Change::RemoveNft { name } => {
-                self.nft = None;
+                self.seen = None;
                 journal.nft.remove(name);
-                return nft::remove(name).await;
+                return self.nft.remove(name).await;
             }
             Change::SetSysctl { key, value } => return sysctl::write(key, value),
             Change::RestoreSysctl { key, value } => return restore(key, value, snapshot, journal),
@@ -367,10 +375,10 @@ fn means_gone(errno: i32) -> bool {
 }
 
 /// Replaces a table and takes its fingerprints.
-async fn put(table: &NftTable) -> Result<Fingerprints, Error> {
-    nft::replace(table).await?;
+async fn put(nft: &Nft, table: &NftTable) -> Result<Fingerprints, Error> {
+    nft.replace(table).await?;
     let vanished = || Error::Nft(format!("table inet {} was removed as soon as it was added", table.name));
-    let listing = nft::listing(&table.name).await?.ok_or_else(vanished)?;
+    let listing = nft.listing(&table.name).await?.ok_or_else(vanished)?;
     Ok(Fingerprints { text: table.fingerprint(), listing })
 }
 

@@ -5,6 +5,7 @@
 //! differs (counters aside) means that somebody changed the table. Between listings the kernel's ruleset generation
 //! tells at the price of one system call pair whether anything in nft changed at all.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -16,31 +17,62 @@ use super::Error;
 use crate::plan::NftTable;
 use crate::plan::tables::fnv1a;
 
-/// Puts a table in the place of one of the same name, without a moment of neither.
-pub async fn replace(table: &NftTable) -> Result<(), Error> {
-    let NftTable { name, text } = table;
-    // `table inet NAME` makes the deletion valid when there was none; all three are one transaction.
-    let script = format!("table inet {name}\ndelete table inet {name}\n{text}");
-    run(&["-f", "-"], &script).await.map(drop)
+/// The program nft(8).
+#[derive(Debug, Clone)]
+pub struct Nft {
+    program: PathBuf,
 }
 
-/// Removes a table; one that is not there is no error.
-pub async fn remove(name: &str) -> Result<(), Error> {
-    let script = format!("table inet {name}\ndelete table inet {name}\n");
-    run(&["-f", "-"], &script).await.map(drop)
-}
+impl Nft {
+    /// A path, or a name to be looked up in `PATH`.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into() }
+    }
 
-/// The fingerprint of what the kernel holds under this name.
-pub async fn listing(name: &str) -> Result<Option<String>, Error> {
-    match run(&["-j", "list", "table", "inet", name], "").await {
-        Ok(text) => {
-            let mut listing: Value =
-                serde_json::from_str(&text).map_err(|error| Error::Nft(format!("list table inet {name}: {error}")))?;
-            forget_counters(&mut listing);
-            Ok(Some(format!("{:016x}", fnv1a(listing.to_string().as_bytes()))))
+    /// Puts a table in the place of one of the same name, without a moment of neither.
+    pub async fn replace(&self, table: &NftTable) -> Result<(), Error> {
+        let NftTable { name, text } = table;
+        // `table inet NAME` makes the deletion valid when there was none; all three are one transaction.
+        let script = format!("table inet {name}\ndelete table inet {name}\n{text}");
+        self.run(&["-f", "-"], &script).await.map(drop)
+    }
+
+    /// Removes a table; one that is not there is no error.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        let script = format!("table inet {name}\ndelete table inet {name}\n");
+        self.run(&["-f", "-"], &script).await.map(drop)
+    }
+
+    /// The fingerprint of what the kernel holds under this name.
+    pub async fn listing(&self, name: &str) -> Result<Option<String>, Error> {
+        match self.run(&["-j", "list", "table", "inet", name], "").await {
+            Ok(text) => {
+                let mut listing: Value = serde_json::from_str(&text)
+                    .map_err(|error| Error::Nft(format!("list table inet {name}: {error}")))?;
+                forget_counters(&mut listing);
+                Ok(Some(format!("{:016x}", fnv1a(listing.to_string().as_bytes()))))
+            }
+            Err(Error::Nft(message)) if message.contains("No such file or directory") => Ok(None),
+            Err(error) => Err(error),
         }
-        Err(Error::Nft(message)) if message.contains("No such file or directory") => Ok(None),
-        Err(error) => Err(error),
+    }
+
+    async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(Error::NftMissing)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that ends without reading says why on its standard error.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        let output = child.wait_with_output().await.map_err(Error::NftMissing)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        Err(Error::Nft(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
     }
 }
 
@@ -59,24 +91,6 @@ fn forget_counters(value: &mut Value) {
         }
         _ => {}
     }
-}
-
-async fn run(arguments: &[&str], input: &str) -> Result<String, Error> {
-    let mut command = Command::new("nft");
-    command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(Error::NftMissing)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends without reading says why on its standard error.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    let output = child.wait_with_output().await.map_err(Error::NftMissing)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(Error::Nft(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
 }
 
 /// Grows by one with every change of the ruleset of this network namespace, whoever makes it

@@ -27,8 +27,8 @@ use crate::config::{Bridge, Config, Egress, Protocol};
 /// loopback, multicast and reserved (RFC 6890).
 const PRIVATE_V4: &str =
     "{ 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 224.0.0.0/3 }";
-/// As [`PRIVATE_V4`], with the addresses that embed IPv4 ones.
-const PRIVATE_V6: &str = "{ ::/8, 64:ff9b:1::/48, fc00::/7, fe80::/10, fec0::/10, ff00::/8 }";
+/// As [`PRIVATE_V4`], with the prefixes that embed addresses of its kind.
+const PRIVATE_V6: &str = "{ ::/96, ::ffff:0:0/96, 64:ff9b:1::/48, fc00::/7, fe80::/10, fec0::/10, ff00::/8 }";
 
 /// The interfaces by which exit traffic leaves and published ports are reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ fn nets(list: &[&str]) -> Vec<IpNet> {
 fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
     Peer {
         name: name.to_owned(),
-        public_key: PrivateKey::generate().public_key(),
+        public_key: PrivateKey::generate().unwrap().public_key(),
         preshared_key: None,
         endpoint: None,
         addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
@@ -42,7 +42,7 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
         exit: None,
         publish: Vec::new(),
     };
-    Config { host, private_key: PrivateKey::generate(), peers }
+    Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }
 
 fn home() -> Config {
