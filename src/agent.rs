@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::control::{self, Agent as _, api};
 use crate::dataplane::{Dataplane, Tun, Udp};
 use crate::failure::Failure;
-use crate::host::{self, Reconciler, Withhold};
+use crate::host::{self, Reconciler, Watch, Withhold};
 use crate::store::{self, Dirs};
 use crate::tunnel::Device;
 use endpoints::Endpoints;
@@ -99,6 +99,7 @@ async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
     let (running, outcome) = start(dirs, &config).await?;
     let running = Arc::new(running);
     let mut signals = Signals::new()?;
+    let mut watch = Watch::links().map_err(|error| Failure::new(1, format!("up: netlink notifications: {error}")))?;
     let ending = running.ending.subscribe();
     let ended = || {
         let mut ending = ending.clone();
@@ -123,7 +124,7 @@ async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
     if ready_on_stdout {
         detach::report(Ok(outcome.warnings));
     }
-    tend(&running, &mut signals).await;
+    tend(&running, &mut signals, &mut watch).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
     let _ = server.await;
@@ -182,8 +183,8 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result
     Ok((device, dataplane, endpoints, outcome))
 }
 
-/// Signals and what is due from time to time, until the end.
-async fn tend(running: &Running, signals: &mut Signals) {
+/// Signals, changes of links, and what is due from time to time, until the end.
+async fn tend(running: &Running, signals: &mut Signals, watch: &mut Watch) {
     let mut ending = running.ending.subscribe();
     let mut due = tokio::time::interval_at(tokio::time::Instant::now() + TEND, TEND);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -199,6 +200,7 @@ async fn tend(running: &Running, signals: &mut Signals) {
                     }
                 }
             }
+            () = watch.changed() => running.tend().await,
             _ = due.tick() => running.tend().await,
         }
     }

@@ -65,7 +65,7 @@ impl Running {
         match changing.reconciler.reconcile(&config, Withhold::Nothing).await {
             Ok(outcome) => {
                 for change in &outcome.changes {
-                    tracing::warn!(%change, "the kernel had lost what meshd programmed; put back");
+                    tracing::warn!(%change, "the kernel differed from the plan; brought back");
                 }
                 self.shown().warnings = outcome.warnings;
             }

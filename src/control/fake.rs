@@ -131,7 +131,7 @@ impl Agent for FakeAgent {
     }
 
     fn device(&self) -> Arc<Device> {
-        Arc::new(Device::new(PrivateKey::from_bytes([100; 32]), Instant::now()))
+        Arc::new(Device::new(PrivateKey::from_bytes([100; 32]), 1420, Instant::now()))
     }
 
     fn listen_port(&self) -> u16 {

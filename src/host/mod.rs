@@ -18,11 +18,13 @@ mod netlink;
 mod nft;
 mod snapshot;
 mod sysctl;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use error::{Error, Failure};
+pub use watch::Watch;
 
 use crate::config::{Config, Egress};
 use crate::plan::{
@@ -214,7 +216,7 @@ impl Reconciler {
     /// Whether any guard stands, be it of a process that is gone or of another configuration.
     pub async fn guard_stands(&mut self) -> Result<bool, Error> {
         let journal = self.store.load().unwrap_or_default();
-        Ok(self.nft(&journal).await?.guard != NftActual::Absent)
+        Ok(self.nft_tables(&journal).await?.guard != NftActual::Absent)
     }
 
     /// Whether the guard holds this bridge at this moment, as it was last configured.

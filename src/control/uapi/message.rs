@@ -318,6 +318,7 @@ mod tests {
                 },
                 latest_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 7)),
                 rx_bytes: 11,
+                unanswered: std::time::Duration::ZERO,
                 tx_bytes: u64::MAX,
                 state: PeerState::Up,
             },
@@ -331,6 +332,7 @@ mod tests {
                 },
                 latest_handshake: None,
                 rx_bytes: 0,
+                unanswered: std::time::Duration::ZERO,
                 tx_bytes: 0,
                 state: PeerState::Down,
             },
@@ -378,6 +380,7 @@ mod tests {
                 settings: settings.clone(),
                 latest_handshake: None,
                 rx_bytes: 0,
+                unanswered: std::time::Duration::ZERO,
                 tx_bytes: 0,
                 state: PeerState::Down,
             };
