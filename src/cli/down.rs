@@ -4,6 +4,7 @@ use super::{Dirs, Failure};
 
 /// Arguments of `meshd down`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  meshd down")]
 pub struct Args {}
 
 /// Runs the command.

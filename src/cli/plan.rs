@@ -4,6 +4,7 @@ use super::{Dirs, Failure};
 
 /// Arguments of `meshd plan`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  meshd plan")]
 pub struct Args {}
 
 /// Runs the command.

@@ -4,6 +4,7 @@ use super::{Dirs, Failure};
 
 /// Arguments of `meshd reload`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  meshd reload")]
 pub struct Args {}
 
 /// Runs the command.

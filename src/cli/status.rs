@@ -4,6 +4,7 @@ use super::{Dirs, Failure};
 
 /// Arguments of `meshd status`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  meshd status")]
 pub struct Args {}
 
 /// Runs the command.
