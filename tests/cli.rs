@@ -393,7 +393,21 @@ fn help_has_examples_and_names_only_what_exists() {
     for later in ["join", "doctor", "leaktest", "bench", "attach", "rotate"] {
         assert!(!help.contains(&format!("\n  {later} ")), "{later}: {help}");
     }
-    for line in ["init", "up", "peer", "peer add", "peer list", "peer show", "peer remove", "genkey", "man"] {
+    for line in [
+        "init",
+        "up",
+        "down",
+        "reload",
+        "status",
+        "plan",
+        "peer",
+        "peer add",
+        "peer list",
+        "peer show",
+        "peer remove",
+        "genkey",
+        "man",
+    ] {
         let help = host.ok(&format!("{line} --help"));
         assert!(help.contains("Examples:\n  ") && help.contains("--dir <PATH>"), "{line}: {help}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{line}: {help}");

@@ -63,10 +63,11 @@ impl Endpoints {
             let never = snapshot.settings.endpoint.is_none();
             let wait = if never { RETRY } else { INTERVAL };
             let asked = self.known.get(&(host.clone(), *port)).map(|lookup| lookup.asked);
-            if (never || snapshot.unanswered >= SILENCE) && asked.is_none_or(|asked| now - asked >= wait) {
-                if let Some(addr) = self.look_up(host, *port).await {
-                    device.set_endpoint(&key, addr);
-                }
+            if !(never || snapshot.unanswered >= SILENCE) || asked.is_some_and(|asked| now - asked < wait) {
+                continue;
+            }
+            if let Some(addr) = self.look_up(host, *port).await {
+                device.set_endpoint(&key, addr);
             }
         }
     }
