@@ -231,7 +231,7 @@ warning: peer phone: has no endpoint and was never heard of
     fn nothing_of_a_peer_reaches_the_terminal_raw() {
         let mut status = fake::status();
         for text in [&mut status.name, &mut status.interface, &mut status.version, &mut status.peers[0].name] {
-            text.push_str("\x1b]0;owned\x07\n");
+            text.push_str("\x1b[J\n");
         }
         status.bridges[0].egress = "\x1b[2J".to_owned();
         status.warnings.push("\x1b[31m\u{202e}".to_owned());
