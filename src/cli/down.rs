@@ -15,7 +15,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 
 Examples:
   meshd down
-  meshd down --keep-guard     containers with an egress stay cut off until `meshd up`")]
+  meshd down --keep-guard     egress bridges stay closed until `meshd up`")]
 pub struct Args {
     /// Leave the guard armed, so that nothing leaves by another way meanwhile
     #[arg(long)]

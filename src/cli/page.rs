@@ -1,5 +1,6 @@
 //! Text for people: tables that fit 80 columns, units, colours, and nothing that could steer a terminal.
 
+pub use crate::config::printable;
 use std::io::{self, IsTerminal as _, Write as _};
 
 /// What every terminal has.
@@ -39,16 +40,6 @@ pub fn print(text: &str) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         other => other.map(|()| true),
     }
-}
-
-/// `text` without characters that a terminal acts on or that reorder what is shown: these come from other hosts.
-pub fn printable(text: &str) -> String {
-    let harmful = |c: char| {
-        // Zero-width and bidirectional formatting characters (Unicode category Cf, as far as terminals know them).
-        let formatting = matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        c.is_control() || formatting
-    };
-    text.chars().map(|c| if harmful(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// `text` broken between words, so that no line but that of an overlong word passes [`WIDTH`]. Lines after the first

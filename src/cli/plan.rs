@@ -7,7 +7,8 @@ use crate::control::client::{Client, ClientError};
 
 /// Show what would change on this host; change nothing.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "With an agent running: what `meshd reload` would change. Without: what `meshd up` would.
+#[command(after_help = "With an agent running: what `meshd reload` would change.
+Without one: what `meshd up` would.
 
 Examples:
   meshd plan           + what would be added, - what would be removed

@@ -7,7 +7,8 @@ use crate::control::api::Reloaded;
 
 /// Apply edited files; sessions that did not change lose no packet.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "SIGHUP to the agent does the same. Files with an error are refused, and all stays as it was.
+#[command(after_help = "SIGHUP to the agent does the same.
+Files with an error are refused, and all stays as it was.
 
 Examples:
   meshd plan && meshd reload     look first
