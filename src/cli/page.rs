@@ -223,12 +223,6 @@ mod tests {
     }
 
     #[test]
-    fn what_steers_a_terminal_is_not_printed() {
-        let text = printable("a\x1b[2Jb\r\n\u{9b}c\u{202e}d\u{200b}é");
-        assert_eq!(text, "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}c\u{fffd}d\u{fffd}é");
-    }
-
-    #[test]
     fn words_are_kept_whole() {
         let text = wrap(&"word ".repeat(40), 10);
         assert!(text.lines().enumerate().all(|(index, line)| line.len() + if index == 0 { 10 } else { 0 } <= WIDTH));

@@ -67,7 +67,7 @@ mod tests {
             changes: vec![change("add", "ip rule add iif br0 lookup 8820"), change("remove", "ip route del\x1b[2J")],
             warnings: vec![],
         };
-        assert_eq!(render(&plan, false), "+ ip rule add iif br0 lookup 8820\n- ip route del\u{fffd}[2J\n");
+        assert_eq!(render(&plan, false), "+ ip rule add iif br0 lookup 8820\n- ip route del\\u{1b}[2J\n");
         assert!(render(&plan, true).starts_with("\x1b[32m+ ip rule add iif br0 lookup 8820\x1b[0m\n\x1b[31m-"));
         assert_eq!(render(&Plan::default(), true), "nothing to change\n");
     }

@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn it_says_what_changed() {
         let reloaded = Reloaded { changes: vec!["peer vps: endpoint".to_owned(), "a\nb".to_owned()], warnings: vec![] };
-        assert_eq!(render(&reloaded), "peer vps: endpoint\na\u{fffd}b\n");
+        assert_eq!(render(&reloaded), "peer vps: endpoint\na\\nb\n");
         assert_eq!(render(&Reloaded::default()), "nothing changed\n");
     }
 }

@@ -237,7 +237,7 @@ warning: peer phone: has no endpoint and was never heard of
         status.warnings.push("\x1b[31m\u{202e}".to_owned());
         let page = render(&status, 0, false);
         assert!(page.chars().all(|c| c == '\n' || !c.is_control()), "{page:?}");
-        assert_eq!(page.lines().count(), render(&fake::status(), 0, false).lines().count() + 1);
+        assert_eq!(page.matches(r"\u{1b}[J\n").count(), 4, "shown as text: {page}");
     }
 
     #[test]
