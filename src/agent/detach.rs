@@ -64,7 +64,11 @@ pub fn start(dirs: &Dirs) -> Result<Vec<String>, Failure> {
     }
     match serde_json::from_str(&line) {
         Ok(Report::Ready { warnings }) => Ok(warnings),
-        Ok(Report::Failed { code, errors, remedy }) => Err(Failure { code, errors, remedy }),
+        Ok(Report::Failed { code, errors, remedy }) => {
+            // So that nothing of it is left when the caller looks.
+            let _ = child.wait();
+            Err(Failure { code, errors, remedy })
+        }
         Err(_) => Err(Failure {
             code: 1,
             errors: vec!["up: the agent ended before it was ready".into()],

@@ -8,6 +8,8 @@ use crate::control::running;
 
 /// From the agent's answer, when the host is clean already, to the end of its process.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// From SIGKILL to the end of a process: its threads have to leave the kernel first.
+const DEATH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Stop the agent and remove all that it programmed.
 #[derive(clap::Args, Debug)]
@@ -23,34 +25,30 @@ pub struct Args {
 }
 
 /// Runs `meshd down`.
-#[allow(clippy::needless_pass_by_value)] // All commands have the same signature.
 pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
-    let said = match Client::connect(&dirs.run) {
-        Ok(client) => {
-            stop(client, &args, dirs)?;
-            "stopped"
-        }
-        Err(ClientError::NotRunning) if crate::agent::down_offline(dirs, args.keep_guard)? => {
-            "was not running; removed what an earlier run left"
-        }
-        Err(ClientError::NotRunning) => "was not running, and nothing is left of an earlier run",
-        Err(error) => return Err(ask::failure("down", error)),
-    };
-    let guard = if args.keep_guard && said == "stopped" { "; the guard stays armed" } else { "" };
-    page::print(&format!("{said}{guard}\n")).map_err(|error| ask::output_failure("down", &error))?;
-    Ok(())
-}
-
-fn stop(mut client: Client, args: &Args, dirs: &Dirs) -> Result<(), Failure> {
     // Before it is asked: afterwards it may be too late to learn which process it is.
     let agent = running(&dirs.run);
-    client.down(args.keep_guard).map_err(|error| ask::failure("down", error))?;
-    match agent {
-        Some(agent) if !agent.wait(END_LIMIT) => {
-            Err(ask::failure("down", ClientError::NotAnswering { pid: agent.pid }))
+    let ended = |limit| agent.as_ref().is_none_or(|agent| agent.wait(limit));
+    let said = match Client::connect(&dirs.run).and_then(|mut client| client.down(args.keep_guard)) {
+        Ok(()) if ended(END_LIMIT) && args.keep_guard => "stopped; the guard stays armed",
+        Ok(()) if ended(END_LIMIT) => "stopped",
+        Ok(()) => {
+            let pid = agent.and_then(|agent| agent.pid);
+            return Err(ask::failure("down", ClientError::NotAnswering { pid }));
         }
-        _ => Ok(()),
-    }
+        // Nobody answers: gone, or just killed. Then what it left is removed from here.
+        Err(ClientError::NotRunning | ClientError::NotAnswering { .. } | ClientError::Io { .. })
+            if ended(DEATH_LIMIT) =>
+        {
+            if crate::agent::down_offline(dirs, args.keep_guard)? {
+                "was not running; removed what an earlier run left"
+            } else {
+                "was not running, and nothing is left of an earlier run"
+            }
+        }
+        Err(error) => return Err(ask::failure("down", error)),
+    };
+    page::print(&format!("{said}\n")).map(drop).map_err(|error| ask::output_failure("down", &error))
 }
 
 #[cfg(test)]

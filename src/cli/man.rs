@@ -69,12 +69,12 @@ const MAIN_PAGE: [(&str, &str); 2] = [
 /etc/meshd/private.key      its private key
 /etc/meshd/peers/NAME.toml  the other hosts, one file each
 
-private.key, a preshared_key_file, and a peer's file that holds a
-preshared_key must be regular files of root or of the user who runs
-meshd, and readable by nobody else: mode 0600. private.key and a
-preshared_key_file must not be symbolic links. A relative
-preshared_key_file starts at /etc/meshd. Hidden files and files that do
-not end in .toml are no peers.",
+private.key and a preshared_key_file must be regular files of root or of
+the user who runs meshd, no symbolic links, and readable by nobody else:
+mode 0600, or they are refused. A peer's file that holds a preshared_key
+and that others may read earns a warning. A relative preshared_key_file
+starts at /etc/meshd. Hidden files and files that do not end in .toml
+are no peers.",
     ),
     (
         "ENVIRONMENT",

@@ -115,17 +115,11 @@ fn a_key_of_another_user_is_refused() {
 }
 
 #[test]
-fn preshared_keys_are_as_secret_as_the_private_one() {
+fn a_preshared_key_file_is_as_secret_as_the_private_key() {
     let dir = folder();
     let peer = Layout(dir.path()).peer("vps");
     replace(&peer, &format!("{PEER}preshared_key = \"{}\"\n", KEY.trim()), 0o644).unwrap();
-    let error = load(dir.path()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("{}: holds a preshared_key and mode 0644 lets others at a key; 0600 would be right", peer.display())
-    );
-    chmod(&peer, 0o600);
-    assert!(load(dir.path()).unwrap().peers[0].preshared_key.is_some());
+    assert!(load(dir.path()).unwrap().peers[0].preshared_key.is_some(), "in a peer's file it earns a warning");
 
     // A relative path starts at the folder, and the peer's own file may then be read by others.
     replace(&peer, &format!("{PEER}preshared_key_file = \"vps.psk\"\n"), 0o644).unwrap();
