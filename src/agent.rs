@@ -32,8 +32,6 @@ use crate::tunnel::Device;
 use endpoints::Endpoints;
 use running::{Changing, Running, Shown};
 
-/// Where wg(8) looks for userspace implementations.
-const UAPI_DIR: &str = "/var/run/wireguard";
 /// How often names of silent peers are looked at, and the kernel is compared with the plan.
 const TEND: Duration = Duration::from_secs(5);
 
@@ -89,27 +87,26 @@ pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
         let interface = store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
         let mut reconciler = Reconciler::new(&dirs.state, &interface).map_err(|error| failure("down", &error))?;
         let removed = reconciler.teardown(keep_guard).await.map_err(|error| failure("down", &error))?;
+        control::remove_stale_sockets(&dirs.run, &interface);
         Ok(!removed.is_empty())
     })
 }
 
 async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
     let config = Arc::new(store::load(&dirs.config)?);
-    let lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("up: {error}")))?;
-    let (running, outcome) = start(dirs, &config).await?;
-    let running = Arc::new(running);
-    let mut signals = Signals::new()?;
-    let mut watch = Watch::links().map_err(|error| Failure::new(1, format!("up: netlink notifications: {error}")))?;
-    let ending = running.ending.subscribe();
+    let cannot = |what: &str, error: &dyn std::fmt::Display| Failure::new(1, format!("up: {what}{error}"));
+    let lock = control::lock(&dirs.run).map_err(|error| cannot("", &error))?;
+    let listener = control::server::bind(&lock).map_err(|error| cannot("", &error))?;
+    let mut events = Events::new().map_err(|error| cannot("signals and notifications: ", &error))?;
+    let running = Arc::new(start(dirs, &config).await?);
     let ended = || {
-        let mut ending = ending.clone();
+        let mut ending = running.ending.subscribe();
         async move {
             let _ = ending.wait_for(|ending| *ending).await;
         }
     };
-    let listener = control::server::bind(&lock).map_err(|error| Failure::new(1, format!("up: {error}")))?;
     let server = tokio::spawn(control::server::serve(Arc::clone(&running), listener, ended()));
-    let uapi = match control::uapi::bind(Path::new(UAPI_DIR), &config.host.interface) {
+    let uapi = match control::uapi::bind(&control::uapi::path(&config.host.interface)) {
         Ok(listener) => Some(tokio::spawn(control::uapi::serve(Arc::clone(&running), listener, ended()))),
         Err(error) => {
             tracing::warn!(%error, "wg(8) cannot see this tunnel");
@@ -117,14 +114,15 @@ async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
         }
     };
     tracing::info!(interface = config.host.interface, port = running.listen_port(), "ready");
-    for warning in &outcome.warnings {
+    let warnings = running.shown().warnings.clone();
+    for warning in &warnings {
         tracing::warn!("{warning}");
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     if ready_on_stdout {
-        detach::report(Ok(outcome.warnings));
+        detach::report(Ok(warnings));
     }
-    tend(&running, &mut signals, &mut watch).await;
+    tend(&running, &mut events).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
     let _ = server.await;
@@ -136,7 +134,7 @@ async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
 }
 
 /// Builds a running agent; when a step fails, what was done before it is undone.
-async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<(Running, host::Outcome), Failure> {
+async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<Running, Failure> {
     let interface = &config.host.interface;
     let udp = Udp::bind(config.host.listen_port).map_err(|error| Failure {
         code: 1,
@@ -157,15 +155,14 @@ async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<(Running, host::Outc
             return Err(failure);
         }
     };
-    let running = Running {
+    Ok(Running {
         config_dir: dirs.config.clone(),
         device,
         changing: AsyncMutex::new(Changing { reconciler, endpoints, down: false }),
-        shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings.clone() }),
+        shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
         dataplane: Mutex::new(Some(dataplane)),
         ending: watch::channel(false).0,
-    };
-    Ok((running, outcome))
+    })
 }
 
 type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
@@ -184,23 +181,23 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result
 }
 
 /// Signals, changes of links, and what is due from time to time, until the end.
-async fn tend(running: &Running, signals: &mut Signals, watch: &mut Watch) {
+async fn tend(running: &Running, events: &mut Events) {
     let mut ending = running.ending.subscribe();
     let mut due = tokio::time::interval_at(tokio::time::Instant::now() + TEND, TEND);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
-            _ = signals.hangup.recv() => {
+            _ = events.terminate.recv() => break,
+            _ = events.interrupt.recv() => break,
+            _ = events.hangup.recv() => {
                 if let Err(problem) = running.reload().await {
                     for error in &problem.errors {
                         tracing::error!("{error}");
                     }
                 }
             }
-            () = watch.changed() => running.tend().await,
+            () = events.links.changed() => running.tend().await,
             _ = due.tick() => running.tend().await,
         }
     }
@@ -209,19 +206,20 @@ async fn tend(running: &Running, signals: &mut Signals, watch: &mut Watch) {
     }
 }
 
-struct Signals {
+struct Events {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    links: Watch,
 }
 
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(1, format!("up: signals: {error}")));
+impl Events {
+    fn new() -> io::Result<Self> {
         Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            links: Watch::links()?,
         })
     }
 }

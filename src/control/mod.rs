@@ -14,6 +14,7 @@ mod socket;
 pub mod uapi;
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
 pub use lock::{LockError, PID_FILE, RunLock, Running, lock, running};
@@ -40,6 +41,15 @@ pub trait Agent: Send + Sync + 'static {
     fn set_listen_port(&self, port: u16) -> std::io::Result<()>;
     /// Changes the tunnel's key until the next reload (`wg set IF private-key FILE`).
     fn set_private_key(&self, key: PrivateKey);
+}
+
+/// Removes the sockets of an agent that was killed; those of a live one, of another namespace perhaps, stay.
+pub fn remove_stale_sockets(run_dir: &Path, interface: &str) {
+    for path in [run_dir.join(server::SOCKET), uapi::path(interface)] {
+        if let Err(error) = socket::remove_stale(&path) {
+            tracing::debug!(%error, "a socket stays");
+        }
+    }
 }
 
 #[cfg(test)]

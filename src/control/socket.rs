@@ -114,7 +114,8 @@ pub(super) fn ensure_dir(directory: &Path) -> io::Result<()> {
     )))
 }
 
-fn remove_stale(path: &Path) -> Result<(), BindError> {
+/// Removes the socket of a dead process.
+pub(super) fn remove_stale(path: &Path) -> Result<(), BindError> {
     let io_error = |source: io::Error| BindError::Io { path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -11,7 +11,7 @@ pub mod message;
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,10 +83,15 @@ impl<A: Agent> Tunnel for A {
     }
 }
 
-/// Listens on `DIRECTORY/INTERFACE.sock`, for root alone. [`BindError::InUse`] when another program serves an interface of
-/// this name, as network namespaces share `/run`: worth a warning, and the agent goes on without.
-pub fn bind(directory: &Path, interface: &str) -> Result<Listener, BindError> {
-    Listener::bind(&directory.join(format!("{interface}.sock")), 0o600, None)
+/// Where wg(8) looks for an interface.
+pub fn path(interface: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{interface}.sock"))
+}
+
+/// Listens on `path`, for root alone. [`BindError::InUse`] when another program serves an interface of this name, as
+/// network namespaces share `/run`: worth a warning, and the agent goes on without.
+pub fn bind(path: &Path) -> Result<Listener, BindError> {
+    Listener::bind(path, 0o600, None)
 }
 
 /// Answers until `shutdown` resolves.
