@@ -137,7 +137,7 @@ impl Store {
     /// Keeps the damaged file under a name that is free, whatever happened before.
     fn set_aside(&self, why: String) -> Error {
         let name = |number: u32| self.path.with_extension(format!("json.damaged-{number}"));
-        let backup = (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0));
+        let backup = (1..=u32::MAX).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0));
         match fs::rename(&self.path, &backup) {
             Ok(()) => Error::JournalDamaged { path: self.path.clone(), backup, why },
             Err(source) => self.failed(source),
