@@ -8,7 +8,8 @@ mod host;
 mod traffic;
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use host::{Test, assert_same, assert_state, home, sh, state, vps};
@@ -350,6 +351,7 @@ fn a_damaged_journal_is_named_and_kept_while_the_guard_is_armed() {
         sh("nft flush ruleset; ip rule del pref 88");
 
         let mut reconciler = test.reconciler("mesh0");
+        assert!(reconciler.plan(&home()).await.is_err() && path.exists(), "a plan changes nothing");
         let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
         let Error::JournalDamaged { backup, .. } = &error else { panic!("{error}") };
         assert_eq!(fs::read_to_string(backup).unwrap(), text[..text.len() / 2]);
@@ -374,20 +376,51 @@ fn without_nft_nothing_is_programmed_and_the_remedy_is_named() {
     });
 }
 
+/// A program to be run in nft's place.
+fn script(test: &Test, lines: &str) -> PathBuf {
+    let program = test.state_dir().join("nft");
+    fs::write(&program, lines).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
 #[test]
 fn a_failing_nft_says_why_and_nothing_is_programmed() {
-    use std::os::unix::fs::PermissionsExt as _;
     Test::run(async |test: Test| {
         let before = state();
-        let program = test.state_dir().join("nft");
-        fs::write(&program, "#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2\nexit 1\n")
-            .unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let fails = "#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2\nexit 1\n";
+        let program = script(&test, fails);
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(&program);
         let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
         assert_eq!(error.to_string(), "guard not armed: nft: Error: Could not process rule: Operation not supported");
         assert_state(&before);
+    });
+}
+
+/// Refuses the filter and passes on all else.
+const REFUSES_THE_FILTER: &str = r#"#!/bin/sh
+if [ "$1" = -f ]; then
+    script=$(cat)
+    case "$script" in *"table inet meshd {"*) echo "Error: refused" >&2; exit 1 ;; esac
+    printf '%s\n' "$script" | nft -f -
+else
+    exec nft "$@"
+fi
+"#;
+
+#[test]
+fn without_its_filter_the_host_does_not_begin_to_forward() {
+    Test::run(async |test: Test| {
+        let program = script(&test, REFUSES_THE_FILTER);
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.set_nft_program(&program);
+        let error = reconciler.reconcile(&vps(), Withhold::Nothing).await.unwrap_err();
+        assert!(matches!(&error, Error::Incomplete { applied, .. } if applied.is_empty()), "{error}");
+        assert_eq!(sh("sysctl -n net.ipv4.conf.eth0.forwarding net.ipv6.conf.eth0.force_forwarding"), "0\n0\n");
+        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        assert_eq!(sh("nft list tables"), "table inet meshd_guard\n");
+        assert!(!sh("ip rule").contains("88:"));
     });
 }
 

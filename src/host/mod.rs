@@ -114,14 +114,14 @@ impl Reconciler {
 
     /// What the kernel holds of ours, and the present values of the sysctls that are desired.
     pub async fn read(&mut self, desired: &DesiredState) -> Result<ActualState, Error> {
-        let journal = self.store.load()?;
+        let journal = self.store.peek()?;
         let snapshot = Snapshot::read(&self.netlink).await?;
         self.actual(&snapshot, desired, &journal).await
     }
 
-    /// What [`reconcile`](Self::reconcile) would do. Changes nothing.
+    /// What [`reconcile`](Self::reconcile) would do, once the tunnel's interface exists. Changes nothing.
     pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
-        let journal = self.store.load()?;
+        let journal = self.store.peek()?;
         let snapshot = Snapshot::read(&self.netlink).await?;
         let (desired, warnings) = desired(config, &self.facts_of(&snapshot));
         let actual = self.actual(&snapshot, &desired, &journal).await?;
@@ -139,18 +139,19 @@ impl Reconciler {
         let unguarded = |error| Error::Guard(Box::new(error));
         let actual = self.nft_tables(&known).await.map_err(unguarded)?.guard;
         let differs = actual != NftActual::Intact(guard.fingerprint());
-        let listed = if differs { Some(put(&self.nft, &guard).await.map_err(unguarded)?) } else { None };
-        self.seen = None;
-        let mut journal = journal?;
-        if let Some(fingerprints) = listed {
-            journal.nft.insert(guard.name, fingerprints);
-            self.store.save(&journal)?;
+        if !differs {
+            return journal.map(|_| false);
         }
-        Ok(differs)
+        self.seen = None;
+        let fingerprints = put(&self.nft, &guard).await.map_err(unguarded)?;
+        let mut journal = journal?;
+        journal.nft.insert(guard.name, fingerprints);
+        self.store.save(&journal)?;
+        Ok(true)
     }
 
-    /// Brings the kernel to what `config` wants. Without the guard nothing else is done; any other failure leaves the rest
-    /// done and is reported.
+    /// Brings the kernel to what `config` wants. Without guard and filter nothing else is done; any other failure leaves the
+    /// rest done and is reported.
     pub async fn reconcile(&mut self, config: &Config, withhold: Withhold) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         if self.arm_guard(config).await? {
@@ -180,7 +181,7 @@ impl Reconciler {
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
     }
 
-    /// Makes these changes. Goes on past failures and reports them all.
+    /// Makes these changes. Goes on past failures, but not without an nft table, and reports them all.
     pub async fn apply(&mut self, changes: &[Change]) -> Result<Vec<Change>, Error> {
         let snapshot = Snapshot::read(&self.netlink).await?;
         let (applied, failed) = self.perform(changes, &snapshot).await?;
@@ -203,7 +204,7 @@ impl Reconciler {
 
     /// Whether the guard holds this bridge at this moment, as it was last configured.
     pub async fn guard_armed(&mut self, bridge: &str) -> bool {
-        let journal = self.store.load().unwrap_or_default();
+        let journal = self.store.peek().unwrap_or_default();
         self.guarded.contains(bridge)
             && self.nft_tables(&journal).await.is_ok_and(|seen| matches!(seen.guard, NftActual::Intact(_)))
     }
@@ -303,7 +304,13 @@ impl Reconciler {
         for change in changes {
             match self.one(change, snapshot, &mut journal).await {
                 Ok(()) => applied.push(change.clone()),
-                Err(error) => failed.push(Failure::new(change, error)),
+                Err(error) => {
+                    failed.push(Failure::new(change, error));
+                    // Without its filter a host that forwards is an open router.
+                    if matches!(change, Change::ArmGuard(_) | Change::AddNft(_)) {
+                        break;
+                    }
+                }
             }
         }
         self.store.save(&journal)?;
