@@ -1,5 +1,6 @@
 //! The plan and its reconciliation against a real kernel. Each test has network namespaces of its own, without names: they
 //! go with the thread and the children that hold them. Needs root.
+#![allow(clippy::unwrap_used, reason = "clippy knows only functions marked as tests")]
 
 #[path = "routing/host.rs"]
 mod host;
@@ -7,9 +8,11 @@ mod host;
 mod traffic;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use host::{Test, home, sh, vps};
+use host::{Test, assert_same, assert_state, home, sh, state, vps};
 use meshd::config::{Bridge, Config, Egress, Lan};
 use meshd::host::{Error, Withhold};
 use meshd::plan::{Change, desired, diff, tables};
@@ -37,20 +40,18 @@ fn a_first_reconciliation_makes_what_was_planned_and_a_second_nothing() {
         assert_eq!(reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
         println!("second {:?}", start.elapsed());
         let start = Instant::now();
-        assert!(!reconciler.drifted(&home()).await.unwrap());
+        assert!(!reconciler.drifted(&home(), Withhold::Nothing).await.unwrap());
         println!("drifted {:?}", start.elapsed());
         assert!(reconciler.guard_armed("br0").await);
         assert!(!reconciler.guard_armed("br1").await);
 
         let t = table();
-        let expected = format!(
-            "default dev mesh0 proto 88 scope link \n\
+        let expected = "default dev mesh0 proto 88 scope link \n\
              unreachable default proto 88 metric 4294967295 \n\
              10.88.0.0/24 dev mesh0 proto 88 scope link \n\
              10.89.1.0/24 dev mesh0 proto 88 scope link \n\
              10.89.2.0/24 dev br0 proto 88 scope link \n\
-             192.168.1.0/24 dev eth0 proto 88 scope link \n"
-        );
+             192.168.1.0/24 dev eth0 proto 88 scope link \n";
         assert_eq!(sh(&format!("ip route show table {t}")).replace("linkdown ", ""), expected);
         let rules = sh("ip -details rule");
         assert!(rules.contains(&format!("88:\tfrom all iif br0 lookup {t} proto kernel")), "{rules}");
@@ -80,14 +81,14 @@ fn teardown_leaves_nothing() {
     for config in [home(), vps()] {
         Test::run(async |test: Test| {
             sh("ip link del mesh0");
-            let before = test.state();
+            let before = state();
             sh("ip tuntap add dev mesh0 mode tun");
             let mut reconciler = test.reconciler("mesh0");
             reconciler.reconcile(&config, Withhold::Nothing).await.unwrap();
-            assert_ne!(test.state(), before);
+            assert_ne!(state(), before);
             reconciler.teardown(false).await.unwrap();
             sh("ip link del mesh0");
-            test.assert_state(&before);
+            assert_state(&before);
             assert_eq!(fs::read_dir(test.state_dir()).unwrap().count(), 0);
         });
     }
@@ -97,7 +98,7 @@ fn teardown_leaves_nothing() {
 fn teardown_after_a_crash_needs_only_the_journal() {
     Test::run(async |test: Test| {
         sh("ip link del mesh0");
-        let before = test.state();
+        let before = state();
         sh("ip tuntap add dev mesh0 mode tun");
         test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
         sh("ip link del mesh0"); // as when the process dies
@@ -106,7 +107,7 @@ fn teardown_after_a_crash_needs_only_the_journal() {
         let left = sh(&format!("ip route show table {t}"));
         assert!(left.contains("unreachable default") && !left.contains("mesh0"), "{left}");
         test.reconciler("mesh0").teardown(false).await.unwrap();
-        test.assert_state(&before);
+        assert_state(&before);
     });
 }
 
@@ -142,7 +143,7 @@ fn whatever_single_thing_is_taken_away_comes_back() {
     Test::run(async |test: Test| {
         let mut reconciler = test.reconciler("mesh0");
         reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
-        let good = test.state();
+        let good = state();
         let t = table();
         let mut thefts: Vec<String> = Vec::new();
         for flag in ["-4", "-6"] {
@@ -173,6 +174,11 @@ fn whatever_single_thing_is_taken_away_comes_back() {
                 // Somebody else's additions to what is ours.
                 &format!("ip route add 192.0.2.0/24 dev eth0 table {t}"),
                 &format!("ip route add default via 192.168.1.1 dev eth0 onlink metric 1 table {t}"),
+                &format!("ip route prepend default dev eth0 scope link table {t}"),
+                &format!("ip route append default dev eth0 scope link proto 88 table {t}"),
+                &format!("ip route append 10.89.1.0/24 dev eth0 scope link table {t}"),
+                &format!("ip -6 route append default dev eth0 metric 1024 table {t}"),
+                &format!("ip -6 route append default dev eth0 metric 1024 proto 88 table {t}"),
                 &format!("ip -6 route add blackhole 2001:db8:9::/64 table {t}"),
                 "ip address add 10.88.0.77/24 dev mesh0",
             ]
@@ -181,13 +187,13 @@ fn whatever_single_thing_is_taken_away_comes_back() {
         assert!(thefts.len() > 30, "{thefts:?}");
         for theft in thefts {
             sh(&theft);
-            assert_ne!(test.state(), good, "{theft} did nothing");
-            assert!(reconciler.drifted(&home()).await.unwrap(), "{theft} went unnoticed");
+            assert_ne!(state(), good, "{theft} did nothing");
+            assert!(reconciler.drifted(&home(), Withhold::Nothing).await.unwrap(), "{theft} went unnoticed");
             let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await;
             let outcome = outcome.unwrap_or_else(|error| panic!("{theft}: {error}"));
             assert!(!outcome.changes.is_empty());
-            test.assert_same(&good, &theft);
-            assert!(!reconciler.drifted(&home()).await.unwrap(), "{theft}: still drifted");
+            assert_same(&good, &theft);
+            assert!(!reconciler.drifted(&home(), Withhold::Nothing).await.unwrap(), "{theft}: still drifted");
         }
         // A busy counter is no change.
         sh("nft list ruleset");
@@ -206,11 +212,11 @@ fn a_changed_configuration_leaves_nothing_of_the_former() {
         fresh.peers[0].subnets = vec!["10.89.7.0/24".parse().unwrap()];
 
         reconciler.reconcile(&fresh, Withhold::Nothing).await.unwrap();
-        let expected = test.state();
+        let expected = state();
         reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
-        assert_ne!(test.state(), expected);
+        assert_ne!(state(), expected);
         reconciler.reconcile(&fresh, Withhold::Nothing).await.unwrap();
-        test.assert_state(&expected);
+        assert_state(&expected);
         let journal = fs::read_to_string(test.state_dir().join("journal.json")).unwrap();
         assert!(!journal.contains(&table().to_string()) && !journal.contains("eth0"), "{journal}");
     });
@@ -221,17 +227,17 @@ fn two_agents_share_a_namespace() {
     Test::run(async |test: Test| {
         let mut first = test.reconciler("mesh0");
         first.reconcile(&home(), Withhold::Nothing).await.unwrap();
-        let alone = test.state();
+        let alone = state();
 
         sh("ip link add br1 type bridge");
         sh("ip link set br1 addrgenmode none; ip link set br1 up");
         sh("ip tuntap add dev mesh-1.a mode tun");
-        let between = test.state();
+        let between = state();
         let second_config = other_mesh();
         let mut second = test.reconciler("mesh-1.a");
         second.reconcile(&second_config, Withhold::Nothing).await.unwrap();
         assert!(sh("nft list tables").contains("meshd_guard_mesh_1_a"));
-        assert!(first.drifted(&home()).await.unwrap(), "the ruleset's generation has changed");
+        assert!(first.drifted(&home(), Withhold::Nothing).await.unwrap(), "the ruleset's generation has changed");
         assert_eq!(first.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
         assert_eq!(second.reconcile(&second_config, Withhold::Nothing).await.unwrap().changes, []);
 
@@ -239,16 +245,16 @@ fn two_agents_share_a_namespace() {
         sh("ip link del mesh-1.a");
         sh("ip tuntap add dev mesh-1.a mode tun");
         let strip = |state: &str| state.replace(|c: char| c.is_ascii_digit(), "");
-        assert_eq!(strip(&test.state()), strip(&between), "the second agent left something or took from the first");
+        assert_eq!(strip(&state()), strip(&between), "the second agent left something or took from the first");
         sh("ip link del mesh-1.a; ip link del br1");
-        test.assert_state(&alone);
+        assert_state(&alone);
         assert_eq!(first.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
     });
 }
 
 fn other_mesh() -> Config {
     let mut config = home();
-    config.host.interface = "mesh-1.a".to_owned();
+    "mesh-1.a".clone_into(&mut config.host.interface);
     config.host.addresses = vec!["10.98.0.2/24".parse().unwrap(), "fd98::2/64".parse().unwrap()];
     let subnets = vec!["10.99.2.0/24".parse().unwrap(), "fd99:2::/64".parse().unwrap()];
     let egress = Egress::Peer("vps".to_owned());
@@ -286,7 +292,7 @@ fn a_bridge_that_comes_late_or_comes_again_is_bound() {
         let t = table();
         for _ in 0..3 {
             host::add_bridge();
-            assert!(reconciler.drifted(&home()).await.unwrap());
+            assert!(reconciler.drifted(&home(), Withhold::Nothing).await.unwrap());
             let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
             assert!(outcome.warnings.is_empty());
             assert!(sh(&format!("ip route show table {t}")).contains("10.89.2.0/24 dev br0"));
@@ -314,7 +320,7 @@ fn without_forced_forwarding_every_overwritten_sysctl_is_put_back() {
         sh("sysctl -qw net.ipv6.conf.lan1.forwarding=1 net.ipv6.conf.eth0.accept_ra=1");
         sh("ip -6 address add 2001:db8:168::77/64 dev eth0 nodad valid_lft 3600 preferred_lft 3600");
         sh("ip link del mesh0");
-        let before = test.state();
+        let before = state();
         sh("ip tuntap add dev mesh0 mode tun");
 
         let mut reconciler = test.reconciler("mesh0");
@@ -331,7 +337,7 @@ fn without_forced_forwarding_every_overwritten_sysctl_is_put_back() {
         drop(reconciler);
         sh("ip link del mesh0");
         test.reconciler("mesh0").teardown(false).await.unwrap();
-        test.assert_state(&before);
+        assert_state(&before);
     });
 }
 
@@ -345,6 +351,7 @@ fn a_damaged_journal_is_named_and_kept_while_the_guard_is_armed() {
         sh("nft flush ruleset; ip rule del pref 88");
 
         let mut reconciler = test.reconciler("mesh0");
+        assert!(reconciler.plan(&home()).await.is_err() && path.exists(), "a plan changes nothing");
         let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
         let Error::JournalDamaged { backup, .. } = &error else { panic!("{error}") };
         assert_eq!(fs::read_to_string(backup).unwrap(), text[..text.len() / 2]);
@@ -359,30 +366,78 @@ fn a_damaged_journal_is_named_and_kept_while_the_guard_is_armed() {
 #[test]
 fn without_nft_nothing_is_programmed_and_the_remedy_is_named() {
     Test::run(async |test: Test| {
-        let before = test.state();
+        let before = state();
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(&test.state_dir().join("nft"));
         let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
         assert!(matches!(error, Error::Guard(_)), "{error}");
         assert_eq!(error.remedy(), Some("apt install nftables"));
-        test.assert_state(&before);
+        assert_state(&before);
     });
+}
+
+/// A program to be run in nft's place.
+fn script(test: &Test, lines: &str) -> PathBuf {
+    let program = test.state_dir().join("nft");
+    fs::write(&program, lines).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
 }
 
 #[test]
 fn a_failing_nft_says_why_and_nothing_is_programmed() {
-    use std::os::unix::fs::PermissionsExt as _;
     Test::run(async |test: Test| {
-        let before = test.state();
-        let program = test.state_dir().join("nft");
-        fs::write(&program, "#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2\nexit 1\n")
-            .unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let before = state();
+        let fails = "#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2\nexit 1\n";
+        let program = script(&test, fails);
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(&program);
         let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
         assert_eq!(error.to_string(), "guard not armed: nft: Error: Could not process rule: Operation not supported");
-        test.assert_state(&before);
+        assert_state(&before);
+    });
+}
+
+/// Refuses the filter and passes on all else.
+const REFUSES_THE_FILTER: &str = r#"#!/bin/sh
+if [ "$1" = -f ]; then
+    script=$(cat)
+    case "$script" in *"table inet meshd {"*) echo "Error: refused" >&2; exit 1 ;; esac
+    printf '%s\n' "$script" | nft -f -
+else
+    exec nft "$@"
+fi
+"#;
+
+#[test]
+fn without_its_filter_the_host_does_not_begin_to_forward() {
+    Test::run(async |test: Test| {
+        let program = script(&test, REFUSES_THE_FILTER);
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.set_nft_program(&program);
+        let error = reconciler.reconcile(&vps(), Withhold::Nothing).await.unwrap_err();
+        assert!(matches!(&error, Error::Incomplete { applied, .. } if applied.is_empty()), "{error}");
+        assert_eq!(sh("sysctl -n net.ipv4.conf.eth0.forwarding net.ipv6.conf.eth0.force_forwarding"), "0\n0\n");
+        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        assert_eq!(sh("nft list tables"), "table inet meshd_guard\n");
+        assert!(!sh("ip rule").contains("88:"));
+    });
+}
+
+#[test]
+fn a_teardown_without_a_working_nft_removes_the_rest_and_says_so() {
+    Test::run(async |test: Test| {
+        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.set_nft_program(Path::new("/bin/false"));
+        let error = reconciler.teardown(false).await.unwrap_err();
+        assert!(matches!(&error, Error::Incomplete { failed, .. } if failed.len() == 1), "{error}");
+        assert!(!sh("ip rule").contains("88:"));
+        assert_eq!(sh("sysctl -n net.ipv4.conf.br0.forwarding"), "0\n");
+        reconciler.set_nft_program(Path::new("nft"));
+        reconciler.teardown(false).await.unwrap();
+        assert_eq!(sh("nft list tables"), "");
+        assert_eq!(fs::read_dir(test.state_dir()).unwrap().count(), 0);
     });
 }
 

@@ -83,7 +83,7 @@ impl Error {
             Self::Guard(error) => error.remedy(),
             Self::Incomplete { failed, .. } => failed.iter().find_map(|failure| failure.error.remedy()),
             Self::Netlink { source, .. } | Self::Sysctl { source, .. }
-                if matches!(source.kind(), io::ErrorKind::PermissionDenied) =>
+                if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
             {
                 Some("run as root, or with CAP_NET_ADMIN and a writable /proc/sys")
             }

@@ -84,22 +84,20 @@ impl Store {
         if let Some(journal) = &self.written {
             return Ok(journal.clone());
         }
-        let text = match fs::read(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(self.empty()),
-            Err(source) => return Err(self.failed(source)),
-        };
-        let mut journal = match parse(&text, &self.interface) {
-            Ok(journal) => journal,
-            Err(why) => return Err(self.set_aside(why)),
-        };
-        let boot_id = boot_id();
-        if journal.boot_id != boot_id {
-            journal.boot_id = boot_id;
-            journal.sysctls.clear();
-        }
+        let Some(text) = self.text()? else { return Ok(self.empty()) };
+        let journal = parse(&text, &self.interface).map_err(|why| self.set_aside(why))?;
         self.written = Some(journal.clone());
         Ok(journal)
+    }
+
+    /// As [`load`](Self::load), but leaves a damaged one where it is.
+    pub fn peek(&self) -> Result<Journal, Error> {
+        if let Some(journal) = &self.written {
+            return Ok(journal.clone());
+        }
+        let Some(text) = self.text()? else { return Ok(self.empty()) };
+        let damaged = |why: String| self.failed(io::Error::new(io::ErrorKind::InvalidData, format!("damaged: {why}")));
+        parse(&text, &self.interface).map_err(damaged)
     }
 
     /// Makes `journal` what the file holds. Nothing is written when it already is.
@@ -125,6 +123,14 @@ impl Store {
         }
     }
 
+    fn text(&self) -> Result<Option<Vec<u8>>, Error> {
+        match fs::read(&self.path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.failed(source)),
+        }
+    }
+
     fn empty(&self) -> Journal {
         let (interface, boot_id) = (self.interface.clone(), boot_id());
         Journal { version: VERSION, boot_id, interface, ..Journal::default() }
@@ -137,7 +143,7 @@ impl Store {
     /// Keeps the damaged file under a name that is free, whatever happened before.
     fn set_aside(&self, why: String) -> Error {
         let name = |number: u32| self.path.with_extension(format!("json.damaged-{number}"));
-        let backup = (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0));
+        let backup = (1..=u32::MAX).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0));
         match fs::rename(&self.path, &backup) {
             Ok(()) => Error::JournalDamaged { path: self.path.clone(), backup, why },
             Err(source) => self.failed(source),
@@ -146,7 +152,7 @@ impl Store {
 }
 
 fn parse(text: &[u8], interface: &str) -> Result<Journal, String> {
-    let Sealed { checksum: sum, journal } = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let Sealed { checksum: sum, mut journal } = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if sum != checksum(&journal) {
         return Err("its checksum is wrong".to_owned());
     }
@@ -156,10 +162,15 @@ fn parse(text: &[u8], interface: &str) -> Result<Journal, String> {
     if journal.interface != interface {
         return Err(format!("it belongs to interface {}, not {interface}", journal.interface));
     }
-    match journal.sysctls.keys().find(|path| SysctlKey::from_path(path).is_none()) {
-        Some(path) => Err(format!("{path} is not a sysctl of an interface")),
-        None => Ok(journal),
+    if let Some(path) = journal.sysctls.keys().find(|path| SysctlKey::from_path(path).is_none()) {
+        return Err(format!("{path} is not a sysctl of an interface"));
     }
+    let boot_id = boot_id();
+    if journal.boot_id != boot_id {
+        journal.boot_id = boot_id;
+        journal.sysctls.clear();
+    }
+    Ok(journal)
 }
 
 fn checksum(journal: &Journal) -> String {

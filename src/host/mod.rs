@@ -72,7 +72,8 @@ pub struct Reconciler {
 /// The state of the two nft tables at a generation of the ruleset.
 #[derive(Debug, Clone)]
 struct NftSeen {
-    generation: u32,
+    /// Unknown when the kernel would not say; then the tables are listed every time.
+    generation: Option<u32>,
     guard: NftActual,
     filter: NftActual,
 }
@@ -115,14 +116,14 @@ impl Reconciler {
 
     /// What the kernel holds of ours, and the present values of the sysctls that are desired.
     pub async fn read(&mut self, desired: &DesiredState) -> Result<ActualState, Error> {
-        let journal = self.store.load()?;
+        let journal = self.store.peek()?;
         let snapshot = Snapshot::read(&self.netlink).await?;
         self.actual(&snapshot, desired, &journal).await
     }
 
-    /// What [`reconcile`](Self::reconcile) would do. Changes nothing.
+    /// What [`reconcile`](Self::reconcile) would do, once the tunnel's interface exists. Changes nothing.
     pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
-        let journal = self.store.load()?;
+        let journal = self.store.peek()?;
         let snapshot = Snapshot::read(&self.netlink).await?;
         let (desired, warnings) = desired(config, &self.facts_of(&snapshot));
         let actual = self.actual(&snapshot, &desired, &journal).await?;
@@ -137,23 +138,22 @@ impl Reconciler {
         self.guarded = guarded.map(|bridge| bridge.name.clone()).collect();
         let Some(guard) = plan::nft::guard(config) else { return journal.map(|_| false) };
         let known = journal.as_ref().ok().cloned().unwrap_or_default();
-        let actual = self.nft_tables(&known).await.map_err(|error| Error::Guard(Box::new(error)))?.guard;
+        let unguarded = |error| Error::Guard(Box::new(error));
+        let actual = self.nft_tables(&known).await.map_err(unguarded)?.guard;
         let differs = actual != NftActual::Intact(guard.fingerprint());
-        let listed = match differs {
-            true => Some(put(&self.nft, &guard).await.map_err(|error| Error::Guard(Box::new(error)))?),
-            false => None,
-        };
-        self.seen = None;
-        let mut journal = journal?;
-        if let Some(fingerprints) = listed {
-            journal.nft.insert(guard.name, fingerprints);
-            self.store.save(&journal)?;
+        if !differs {
+            return journal.map(|_| false);
         }
-        Ok(differs)
+        self.seen = None;
+        let fingerprints = put(&self.nft, &guard).await.map_err(unguarded)?;
+        let mut journal = journal?;
+        journal.nft.insert(guard.name, fingerprints);
+        self.store.save(&journal)?;
+        Ok(true)
     }
 
-    /// Brings the kernel to what `config` wants. Without the guard nothing else is done; any other failure leaves the rest
-    /// done and is reported.
+    /// Brings the kernel to what `config` wants. Without guard and filter nothing else is done; any other failure leaves the
+    /// rest done and is reported.
     pub async fn reconcile(&mut self, config: &Config, withhold: Withhold) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         if self.arm_guard(config).await? {
@@ -163,13 +163,7 @@ impl Reconciler {
         for _ in 0..PASSES {
             let journal = self.store.load()?;
             let snapshot = Snapshot::read(&self.netlink).await?;
-            let (mut desired, mut warnings) = desired(config, &self.facts_of(&snapshot));
-            if withhold == Withhold::Tunnel {
-                desired.withhold_tunnel();
-            } else if snapshot.links.get(&self.interface).is_none() {
-                desired.withhold_tunnel();
-                warnings.push(format!("interface {} does not exist: egress stays closed", self.interface));
-            }
+            let (desired, warnings) = self.wanted(config, withhold, &snapshot);
             outcome.warnings = warnings;
             let actual = self.actual(&snapshot, &desired, &journal).await?;
             let changes = diff(&desired, &actual);
@@ -189,7 +183,7 @@ impl Reconciler {
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
     }
 
-    /// Makes these changes. Goes on past failures and reports them all.
+    /// Makes these changes. Goes on past failures, but not without an nft table, and reports them all.
     pub async fn apply(&mut self, changes: &[Change]) -> Result<Vec<Change>, Error> {
         let snapshot = Snapshot::read(&self.netlink).await?;
         let (applied, failed) = self.perform(changes, &snapshot).await?;
@@ -198,17 +192,14 @@ impl Reconciler {
 
     /// Whether a reconciliation would find something to do. Reads netlink, a few sysctls and the generation of the nft
     /// ruleset; starts no process.
-    pub async fn drifted(&mut self, config: &Config) -> Result<bool, Error> {
+    pub async fn drifted(&mut self, config: &Config, withhold: Withhold) -> Result<bool, Error> {
         let generation = nft::generation()?;
-        if self.seen.as_ref().is_none_or(|seen| seen.generation != generation) {
+        if self.seen.as_ref().is_none_or(|seen| seen.generation != Some(generation)) {
             return Ok(true);
         }
         let journal = self.store.load()?;
         let snapshot = Snapshot::read(&self.netlink).await?;
-        let (mut desired, _) = desired(config, &self.facts_of(&snapshot));
-        if snapshot.links.get(&self.interface).is_none() {
-            desired.withhold_tunnel();
-        }
+        let (desired, _) = self.wanted(config, withhold, &snapshot);
         let actual = self.actual(&snapshot, &desired, &journal).await?;
         Ok(!diff(&desired, &actual).is_empty())
     }
@@ -221,7 +212,7 @@ impl Reconciler {
 
     /// Whether the guard holds this bridge at this moment, as it was last configured.
     pub async fn guard_armed(&mut self, bridge: &str) -> bool {
-        let journal = self.store.load().unwrap_or_default();
+        let journal = self.store.peek().unwrap_or_default();
         self.guarded.contains(bridge)
             && self.nft_tables(&journal).await.is_ok_and(|seen| matches!(seen.guard, NftActual::Intact(_)))
     }
@@ -229,27 +220,32 @@ impl Reconciler {
     /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
     /// failures and reports them all; the journal stays until everything has succeeded.
     pub async fn teardown(&mut self, keep_guard: bool) -> Result<Vec<Change>, Error> {
-        let mut failed = Vec::new();
         let damaged = self.store.load().err();
         let nothing = DesiredState { interface: self.interface.clone(), ..DesiredState::default() };
-        let mut removed = Vec::new();
+        let (mut removed, mut failed) = (Vec::new(), Vec::new());
         for _ in 0..PASSES {
             let journal = self.store.load()?;
             let snapshot = Snapshot::read(&self.netlink).await?;
-            let mut actual = self.actual_or_blind(&snapshot, &nothing, &journal).await?;
+            failed.clear();
+            let (guard, filter) = match self.nft_tables(&journal).await {
+                Ok(seen) => (seen.guard, seen.filter),
+                // Never there, so nothing of ours is in it.
+                Err(Error::NftMissing(_)) if journal.nft.is_empty() => Default::default(),
+                Err(error) => {
+                    failed.push(Failure::new("nft", error));
+                    Default::default()
+                }
+            };
+            let mut actual = snapshot.actual(&self.netlink, &self.interface, &nothing, &journal, guard, filter).await?;
             // The device goes with its process, and its addresses with it.
             actual.addresses.clear();
             let mut changes = diff(&nothing, &actual);
             changes.retain(|change| !(keep_guard && matches!(change, Change::DisarmGuard { .. })));
-            if changes.is_empty() {
-                failed.clear();
-                break;
-            }
-            let applied;
-            (applied, failed) = self.perform(&changes, &snapshot).await?;
-            let stuck = applied.is_empty();
+            let (applied, failures) = self.perform(&changes, &snapshot).await?;
+            failed.extend(failures);
+            let done = applied.is_empty();
             removed.extend(applied);
-            if stuck {
+            if done {
                 break;
             }
         }
@@ -265,6 +261,19 @@ impl Reconciler {
         HostFacts { listen_port: self.listen_port, gso_max_size: self.gso_max_size, ..snapshot.facts() }
     }
 
+    /// What is desired of what can be had now.
+    fn wanted(&self, config: &Config, withhold: Withhold, snapshot: &Snapshot) -> (DesiredState, Vec<String>) {
+        let (mut desired, mut warnings) = desired(config, &self.facts_of(snapshot));
+        let missing = snapshot.links.get(&self.interface).is_none();
+        if missing || withhold == Withhold::Tunnel {
+            desired.withhold_tunnel();
+        }
+        if missing && withhold == Withhold::Nothing {
+            warnings.push(format!("interface {} does not exist: egress stays closed", self.interface));
+        }
+        (desired, warnings)
+    }
+
     async fn actual(
         &mut self,
         snapshot: &Snapshot,
@@ -275,27 +284,11 @@ impl Reconciler {
         snapshot.actual(&self.netlink, &self.interface, desired, journal, seen.guard, seen.filter).await
     }
 
-    /// As [`actual`](Self::actual), but a host without nft, where nothing of ours can be in it, is no obstacle to a teardown.
-    async fn actual_or_blind(
-        &mut self,
-        snapshot: &Snapshot,
-        desired: &DesiredState,
-        journal: &Journal,
-    ) -> Result<ActualState, Error> {
-        match self.actual(snapshot, desired, journal).await {
-            Err(Error::NftMissing(_)) if journal.nft.is_empty() => {
-                let absent = NftActual::Absent;
-                snapshot.actual(&self.netlink, &self.interface, desired, journal, absent.clone(), absent).await
-            }
-            other => other,
-        }
-    }
-
     /// The two nft tables, listed again only when something in nft has changed.
     async fn nft_tables(&mut self, journal: &Journal) -> Result<NftSeen, Error> {
         // Asked for before listing: a change in between is then seen the next time.
-        let generation = nft::generation()?;
-        if let Some(seen) = self.seen.as_ref().filter(|seen| seen.generation == generation) {
+        let generation = nft::generation().ok();
+        if let Some(seen) = self.seen.as_ref().filter(|seen| generation.is_some() && seen.generation == generation) {
             return Ok(seen.clone());
         }
         let names = [plan::nft::guard_name(&self.interface), plan::nft::filter_name(&self.interface)];
@@ -319,7 +312,13 @@ impl Reconciler {
         for change in changes {
             match self.one(change, snapshot, &mut journal).await {
                 Ok(()) => applied.push(change.clone()),
-                Err(error) => failed.push(Failure::new(change, error)),
+                Err(error) => {
+                    failed.push(Failure::new(change, error));
+                    // Without its filter a host that forwards is an open router.
+                    if matches!(change, Change::ArmGuard(_) | Change::AddNft(_)) {
+                        break;
+                    }
+                }
             }
         }
         self.store.save(&journal)?;

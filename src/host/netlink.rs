@@ -247,6 +247,8 @@ struct Parts {
     gateway: Option<IpAddr>,
     /// Has nothing beside these parts that changes where packets go.
     plain: bool,
+    /// Leads through a gateway of the other family or an encapsulation, which a copy would lack.
+    encapsulated: bool,
 }
 
 fn parts(message: &RouteMessage) -> Option<Parts> {
@@ -263,6 +265,7 @@ fn parts(message: &RouteMessage) -> Option<Parts> {
         device: None,
         gateway: None,
         plain: header.tos == 0 && header.source_prefix_length == 0,
+        encapsulated: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -284,7 +287,8 @@ fn parts(message: &RouteMessage) -> Option<Parts> {
                     })
                 });
             }
-            RouteAttribute::Via(_) | RouteAttribute::Encap(_) | RouteAttribute::Source(_) => parts.plain = false,
+            RouteAttribute::Via(_) | RouteAttribute::Encap(_) => (parts.plain, parts.encapsulated) = (false, true),
+            RouteAttribute::Source(_) => parts.plain = false,
             _ => {}
         }
     }
@@ -330,8 +334,8 @@ pub fn other_route(message: &RouteMessage, links: &Links) -> Option<OtherRoute> 
         return None;
     }
     let parts = parts(message)?;
-    let unicast = message.header.kind == RouteType::Unicast;
-    let device = parts.device.filter(|_| unicast).and_then(|index| links.name(index)).cloned();
+    let usable = message.header.kind == RouteType::Unicast && !parts.encapsulated;
+    let device = parts.device.filter(|_| usable).and_then(|index| links.name(index)).cloned();
     let route = MainRoute { destination: parts.destination, gateway: parts.gateway, device, metric: parts.metric };
     Some(OtherRoute { route, from_ra: message.header.protocol == RouteProtocol::Ra })
 }

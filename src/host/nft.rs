@@ -94,7 +94,7 @@ fn forget_counters(value: &mut Value) {
 }
 
 /// Grows by one with every change of the ruleset of this network namespace, whoever makes it
-/// (`NFT_MSG_GETGEN` in net/netfilter/nf_tables_api.c).
+/// (`NFT_MSG_GETGEN` of nfnetlink).
 pub fn generation() -> Result<u32, Error> {
     const NETLINK_NETFILTER: isize = 12;
     const NLM_F_REQUEST: u16 = 1;

@@ -75,9 +75,7 @@ pub fn diff(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
 
     changes.extend(restored_sysctls(desired, actual));
     changes.extend(actual.rules.difference(&desired.rules).cloned().map(Change::RemoveRule));
-    let kept: BTreeSet<_> = desired.routes.iter().map(Route::key).collect();
-    let gone = actual.routes.iter().filter(|route| !kept.contains(&route.key()));
-    changes.extend(gone.cloned().map(Change::RemoveRoute));
+    changes.extend(removed_routes(desired, actual));
     let addresses = actual.addresses.difference(&desired.addresses);
     changes.extend(addresses.map(|&address| Change::RemoveAddress { interface: interface.clone(), address }));
     if desired.filter.is_none() && actual.filter != NftActual::Absent {
@@ -98,11 +96,19 @@ fn added_routes(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     let taken: BTreeSet<_> = actual.routes.iter().map(Route::key).collect();
     let mut routes: Vec<&Route> = desired.routes.difference(&actual.routes).collect();
     routes.sort_by_key(|route| route.next_hop != NextHop::Unreachable);
-    let change = |route: &Route| match route.table != TABLE_MAIN && taken.contains(&route.key()) {
-        true => Change::ReplaceRoute(route.clone()),
-        false => Change::AddRoute(route.clone()),
+    let change = |route: &Route| {
+        let replaces = route.table != TABLE_MAIN && taken.contains(&route.key());
+        if replaces { Change::ReplaceRoute(route.clone()) } else { Change::AddRoute(route.clone()) }
     };
     routes.into_iter().map(change).collect()
+}
+
+/// A route whose key is about to be replaced needs no removal; a second one of a key that is there already does.
+fn removed_routes(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let replaced = desired.routes.difference(&actual.routes).map(Route::key);
+    let replaced: BTreeSet<_> = replaced.filter(|(table, ..)| *table != TABLE_MAIN).collect();
+    let gone = actual.routes.difference(&desired.routes).filter(|route| !replaced.contains(&route.key()));
+    gone.cloned().map(Change::RemoveRoute).collect()
 }
 
 /// `accept_ra` first: `forwarding` makes the kernel forget the routers of an interface that has 1 there

@@ -45,7 +45,7 @@ pub use state::{
 
 use crate::config::Config;
 
-/// Marks our routes (`rtm_protocol`). Free in iproute2's rt_protos, and above 4, so that the kernel passes it through.
+/// Marks our routes (`rtm_protocol`). Free in iproute2's `rt_protos`, and above 4, so that the kernel passes it through.
 pub const ROUTE_PROTOCOL: u8 = 88;
 /// Of the `iif BRIDGE` rules. Below 100: a rule that is added without a priority goes above the topmost explicit one
 /// after `local`, and other VPNs use 100 and more.
@@ -55,7 +55,7 @@ pub const PRIORITY_FROM: u32 = 89;
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;
 
-/// The tunnel's queue, as WireGuard's own (`drivers/net/wireguard/device.c` leaves the kernel's default of 1000).
+/// Packets in the tunnel's queue: as on any link (`DEFAULT_TX_QUEUE_LEN`), where a TUN device starts with 500.
 const TX_QUEUE_LEN: u32 = 1000;
 /// Below this the kernel takes IPv6 off an interface (RFC 8200, section 5).
 const IPV6_MIN_MTU: u16 = 1280;

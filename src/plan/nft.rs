@@ -276,12 +276,12 @@ fn keyword(family: Family) -> &'static str {
 
 /// A rule for each family that has networks.
 fn by_family<'a>(
-    nets: impl Iterator<Item = &'a IpNet> + Clone,
+    nets: impl Iterator<Item = &'a IpNet>,
     rule: impl Fn(&str, &str) -> String,
 ) -> impl Iterator<Item = String> {
-    let of =
-        |family| set(nets.clone().filter(move |net| Family::of(net) == family)).map(|set| rule(keyword(family), &set));
-    [of(Family::V4), of(Family::V6)].into_iter().flatten()
+    let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) = nets.partition(|net| Family::of(net) == Family::V4);
+    let of = |family, nets: Vec<&IpNet>| set(nets.into_iter()).map(|set| rule(keyword(family), &set));
+    [of(Family::V4, v4), of(Family::V6, v6)].into_iter().flatten()
 }
 
 /// An anonymous set. Networks inside others are left out, because nft refuses sets with overlaps.

@@ -211,34 +211,32 @@ impl Route {
     /// `ip [-6] route VERB …`
     pub(super) fn command(&self, verb: &str) -> String {
         let family = Family::of(&self.destination);
-        let mut text = format!("ip{} route {verb} ", family.flag());
+        let mut words = vec![format!("ip{} route {verb}", family.flag())];
         if self.next_hop == NextHop::Unreachable {
-            text += "unreachable ";
+            words.push("unreachable".to_owned());
         }
-        text += &if self.destination.prefix_len() == 0 { "default".to_owned() } else { self.destination.to_string() };
+        let everything = self.destination.prefix_len() == 0;
+        words.push(if everything { "default".to_owned() } else { self.destination.to_string() });
         if let NextHop::Device { device, gateway } = &self.next_hop {
-            if let Some(gateway) = gateway {
-                text += &format!(" via {gateway}");
-            }
-            text += &format!(" dev {device}");
-            if gateway.is_some() {
-                text += " onlink";
+            match gateway {
+                Some(gateway) => words.push(format!("via {gateway} dev {device} onlink")),
+                None => words.push(format!("dev {device}")),
             }
         }
         if self.table != TABLE_MAIN {
-            text += &format!(" table {}", self.table);
+            words.push(format!("table {}", self.table));
         }
         if self.metric != default_metric(family) {
-            text += &format!(" metric {}", self.metric);
+            words.push(format!("metric {}", self.metric));
         }
         if self.next_hop != NextHop::Foreign {
-            text += &format!(" proto {ROUTE_PROTOCOL}");
+            words.push(format!("proto {ROUTE_PROTOCOL}"));
         }
-        text
+        words.join(" ")
     }
 }
 
-/// What the kernel makes of a metric of 0 (`IP6_RT_PRIO_USER` in include/uapi/linux/ipv6_route.h).
+/// What the kernel makes of a metric of 0 (`IP6_RT_PRIO_USER` in `linux/ipv6_route.h`).
 pub(super) fn default_metric(family: Family) -> u32 {
     if family == Family::V6 { 1024 } else { 0 }
 }

@@ -21,16 +21,24 @@ pub(super) fn sysctls(config: &Config, facts: &HostFacts, exits: &Exits, ipv6: b
 
     let one = |family, device: &str, name| (SysctlKey::new(family, device, name), "1".to_owned());
     let mut sysctls: BTreeMap<_, _> = devices.iter().map(|device| one(Family::V4, device, "forwarding")).collect();
-    if !ipv6 {
+    let tunnel = |family, name| (SysctlKey::new(family, &host.interface, name), "0".to_owned());
+    if facts.links.contains_key(&host.interface) {
+        // No peer, not even the exit, may give this host routes.
+        sysctls.extend([tunnel(Family::V4, "accept_redirects")]);
+    }
+    devices.retain(|device| facts.ipv6 && facts.links.get(*device).is_some_and(|link| link.ipv6));
+    if devices.contains(host.interface.as_str()) {
+        sysctls.extend([tunnel(Family::V6, "accept_redirects"), tunnel(Family::V6, "accept_ra")]);
+    }
+    if !ipv6 || !uses_ipv6(config) {
         return sysctls;
     }
-    devices.retain(|device| facts.links.get(*device).is_some_and(|link| link.ipv6));
     if facts.force_forwarding {
         sysctls.extend(devices.iter().map(|device| one(Family::V6, device, "force_forwarding")));
         return sysctls;
     }
     sysctls.extend([one(Family::V6, "all", "forwarding")]);
-    for (name, link) in &facts.links {
+    for (name, link) in facts.links.iter().filter(|(name, _)| **name != host.interface) {
         // 2 takes advertisements despite forwarding. Who has it keeps it: once the router's address has expired, nothing
         // shows any more that the interface depends on it.
         if link.accept_ra == Some(2) || (link.accept_ra == Some(1) && link.autoconfigured) {
@@ -38,4 +46,9 @@ pub(super) fn sysctls(config: &Config, facts: &HostFacts, exits: &Exits, ipv6: b
         }
     }
     sysctls
+}
+
+fn uses_ipv6(config: &Config) -> bool {
+    let subnets = config.host.bridges.iter().flat_map(|bridge| &bridge.subnets);
+    subnets.chain(&config.host.addresses).any(|net| net.addr().is_ipv6())
 }

@@ -93,7 +93,8 @@ fn check(name: &str, config: &Config, facts: &HostFacts) {
     let (state, warnings) = desired(config, facts);
     assert_eq!(warnings, Vec::<String>::new());
     let changes = diff(&state, &ActualState::default());
-    let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
+    let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
+    let text = lines.join("\n") + "\n";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plan/golden").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &text).unwrap();

@@ -45,48 +45,48 @@ impl Test {
         fs::create_dir_all(&folder).unwrap();
         folder
     }
+}
 
-    /// All that `meshd down` promises to put back.
-    pub fn state(&self) -> String {
-        let mut state = String::new();
-        for command in [
-            "ip -4 rule",
-            "ip -6 rule",
-            "ip -4 route show table all",
-            "ip -6 route show table all",
-            "ip link",
-            "ip -br address",
-            "nft -s list ruleset",
-        ] {
-            write!(state, "# {command}\n{}", without_carrier(&sh(command))).unwrap();
-        }
-        for family in ["ipv4", "ipv6"] {
-            sysctls(&Path::new("/proc/sys/net").join(family).join("conf"), &mut state);
-        }
-        state
+/// All that `meshd down` promises to put back.
+pub fn state() -> String {
+    let mut state = String::new();
+    for command in [
+        "ip -4 rule",
+        "ip -6 rule",
+        "ip -4 route show table all",
+        "ip -6 route show table all",
+        "ip link",
+        "ip -br address",
+        "nft -s list ruleset",
+    ] {
+        write!(state, "# {command}\n{}", without_carrier(&sh(command))).unwrap();
     }
+    for family in ["ipv4", "ipv6"] {
+        sysctls(&Path::new("/proc/sys/net").join(family).join("conf"), &mut state);
+    }
+    state
+}
 
-    /// Fails with the lines that differ.
-    pub fn assert_state(&self, expected: &str) {
-        self.assert_same(expected, "");
-        assert_eq!(self.state(), expected, "only the order of lines differs");
-    }
+/// Fails with the lines that differ.
+pub fn assert_state(expected: &str) {
+    assert_same(expected, "");
+    assert_eq!(state(), expected, "only the order of lines differs");
+}
 
-    /// As `assert_state`, in any order: what was taken away and came back is listed last.
-    pub fn assert_same(&self, expected: &str, after: &str) {
-        let state = self.state();
-        let sorted = |text: &str| {
-            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-            lines.sort();
-            lines
-        };
-        if sorted(&state) == sorted(expected) {
-            return;
-        }
-        let only =
-            |a: &str, b: &str| a.lines().filter(|line| !b.lines().any(|l| l == *line)).collect::<Vec<_>>().join("\n");
-        panic!("{after}\nnew:\n{}\nmissing:\n{}", only(&state, expected), only(expected, &state));
+/// As `assert_state`, in any order: what was taken away and came back is listed last.
+pub fn assert_same(expected: &str, after: &str) {
+    let now = state();
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    if sorted(&now) == sorted(expected) {
+        return;
     }
+    let only =
+        |a: &str, b: &str| a.lines().filter(|line| !b.lines().any(|l| l == *line)).collect::<Vec<_>>().join("\n");
+    panic!("{after}\nnew:\n{}\nmissing:\n{}", only(&now, expected), only(expected, &now));
 }
 
 /// What the kernel notes about a link's carrier some time after the link came up, by itself.
@@ -138,10 +138,8 @@ pub fn sh(command: &str) -> String {
 /// A command's output, or what it wrote to its standard error.
 pub fn try_sh(command: &str) -> Result<String, String> {
     let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout).unwrap()),
-        false => Err(String::from_utf8(output.stderr).unwrap()),
-    }
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
