@@ -75,7 +75,7 @@ fn kill_9_under_traffic_leaks_nothing() {
     lab.start();
     assert_eq!(seen_by(&lab.nextcloud, WEB).expect("the exit"), VPS);
     let capture = Capture::start(&lab.home, "eth0", MARKER);
-    let _probes = Probes::start(&lab.nextcloud);
+    let probes = Probes::start(&lab.nextcloud);
     for round in 0..5 {
         let before = capture.seen().tunnel_tx;
         wait_for("probes pass the tunnel", secs(5), || (capture.seen().tunnel_tx > before + 10_000).then_some(()));
@@ -88,6 +88,7 @@ fn kill_9_under_traffic_leaks_nothing() {
         assert_eq!(seen_by(&lab.nextcloud, WEB6).expect("after the restart"), lab::VPS6, "round {round}");
         assert!(lab.nextcloud.ping(PROXY), "round {round}: the remote bridge after the restart");
     }
+    drop(probes);
     let seen = capture.finish();
     assert!(seen.leaks.is_empty() && seen.marked == 0, "beside the tunnel: {seen:?}");
 }

@@ -56,8 +56,9 @@ impl Running {
 
     /// What is due from time to time: names of silent peers, and what others changed in the kernel.
     pub(super) async fn tend(&self) {
-        let config = self.config();
         let mut changing = self.changing.lock().await;
+        // Only now: a reload that held the lock has put a new configuration in place.
+        let config = self.config();
         if changing.down {
             return;
         }
