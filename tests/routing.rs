@@ -512,10 +512,8 @@ fn the_whole_of_the_filter_is_accepted_by_nft() {
         guarded.egress = Egress::None;
         config.host.bridges.push(guarded);
         let mut reconciler = test.reconciler("mesh0");
-        reconciler.set_gso_max_size(60_000);
         reconciler.reconcile(&config, Withhold::Nothing).await.unwrap();
         assert_eq!(reconciler.reconcile(&config, Withhold::Nothing).await.unwrap().changes, []);
-        assert!(sh("ip -d link show mesh0").contains("gso_max_size 60000"));
         let ruleset = sh("nft list ruleset");
         for part in ["dnat ip6 to [fd89:2::10]:443", "masquerade to :1024-51819", "chain from-br-2.x"] {
             assert!(ruleset.contains(part), "{part} is not in {ruleset}");

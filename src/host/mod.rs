@@ -63,7 +63,6 @@ pub struct Reconciler {
     netlink: Netlink,
     store: Store,
     listen_port: Option<u16>,
-    gso_max_size: Option<u32>,
     guarded: BTreeSet<String>,
     nft: Nft,
     seen: Option<NftSeen>,
@@ -86,7 +85,6 @@ impl Reconciler {
             netlink: Netlink::open()?,
             store: Store::new(state_dir, interface),
             listen_port: None,
-            gso_max_size: None,
             guarded: BTreeSet::new(),
             nft: Nft::new("nft"),
             seen: None,
@@ -96,11 +94,6 @@ impl Reconciler {
     /// The UDP port in use, for a configuration that leaves it to the kernel.
     pub fn set_listen_port(&mut self, port: u16) {
         self.listen_port = Some(port);
-    }
-
-    /// The largest super-packet that the tunnel's interface should hand out, in bytes.
-    pub fn set_gso_max_size(&mut self, bytes: u32) {
-        self.gso_max_size = Some(bytes);
     }
 
     /// Where nft(8) is, for a host whose `PATH` does not say.
@@ -258,7 +251,7 @@ impl Reconciler {
     }
 
     fn facts_of(&self, snapshot: &Snapshot) -> HostFacts {
-        HostFacts { listen_port: self.listen_port, gso_max_size: self.gso_max_size, ..snapshot.facts() }
+        HostFacts { listen_port: self.listen_port, ..snapshot.facts() }
     }
 
     /// What is desired of what can be had now.

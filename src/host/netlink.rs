@@ -114,7 +114,6 @@ impl Netlink {
         let message = match setting {
             LinkSetting::Mtu(mtu) => builder.mtu(mtu),
             LinkSetting::TxQueueLen(packets) => builder.txqueuelen(packets),
-            LinkSetting::GsoMaxSize(bytes) => builder.append_extra_attribute(LinkAttribute::GsoMaxSize(bytes)),
             LinkSetting::Up => builder.up(),
         };
         self.handle.link().set(message.build()).execute().await
@@ -212,7 +211,6 @@ fn parse_link(message: &LinkMessage) -> Option<(String, LinkState)> {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(mtu) => _ = state.settings.insert(LinkSetting::Mtu(*mtu)),
             LinkAttribute::TxQueueLen(packets) => _ = state.settings.insert(LinkSetting::TxQueueLen(*packets)),
-            LinkAttribute::GsoMaxSize(bytes) => _ = state.settings.insert(LinkSetting::GsoMaxSize(*bytes)),
             _ => {}
         }
     }

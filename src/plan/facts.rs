@@ -20,8 +20,6 @@ pub struct HostFacts {
     pub force_forwarding: bool,
     /// The UDP port in use when the configuration leaves the choice to the kernel.
     pub listen_port: Option<u16>,
-    /// The largest super-packet that the forwarding loop wants to read, in bytes.
-    pub gso_max_size: Option<u32>,
 }
 
 /// A network interface.

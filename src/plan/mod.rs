@@ -69,11 +69,9 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     for bridge in host.bridges.iter().filter(|bridge| !facts.links.contains_key(&bridge.name)) {
         warnings.push(format!("bridge {} does not exist yet: its routes are added when it does", bridge.name));
     }
-    state.link = [Some(LinkSetting::Mtu(host.mtu.into())), Some(LinkSetting::TxQueueLen(TX_QUEUE_LEN))]
-        .into_iter()
-        .chain([facts.gso_max_size.map(LinkSetting::GsoMaxSize), Some(LinkSetting::Up)])
-        .flatten()
-        .collect();
+    // gso_max_size stays as it is: what a container's interface built larger, the kernel would cut into single packets before
+    // the tunnel reads it (gso_features_check in net/core/dev.c).
+    state.link = [LinkSetting::Mtu(host.mtu.into()), LinkSetting::TxQueueLen(TX_QUEUE_LEN), LinkSetting::Up].into();
     let ipv6 = tunnel_carries_ipv6(config, facts, &mut warnings);
     state.addresses = host.addresses.iter().copied().filter(|addr| ipv6 || addr.addr().is_ipv4()).collect();
 

@@ -66,8 +66,6 @@ pub enum LinkSetting {
     Mtu(u32),
     /// In packets.
     TxQueueLen(u32),
-    /// In bytes; up to 65,536 the kernel applies it to IPv4 too.
-    GsoMaxSize(u32),
     /// Administratively up.
     Up,
 }
@@ -299,7 +297,6 @@ impl fmt::Display for LinkSetting {
         match self {
             Self::Mtu(mtu) => write!(f, "mtu {mtu}"),
             Self::TxQueueLen(packets) => write!(f, "txqueuelen {packets}"),
-            Self::GsoMaxSize(bytes) => write!(f, "gso_max_size {bytes}"),
             Self::Up => f.write_str("up"),
         }
     }
