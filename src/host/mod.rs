@@ -1,6 +1,6 @@
 //! This host's kernel: read its facts, apply changes.
 //!
-//! A [`Reconciler`] brings the kernel to what [`plan`](crate::plan) wants, again and again, by one and the same way at start,
+//! A [`Reconciler`] brings the kernel to what [`plan`] wants, again and again, by one and the same way at start,
 //! reload, after a crash and after somebody else's flush:
 //!
 //! 1. [`arm_guard`](Reconciler::arm_guard), before the tunnel's interface exists. It needs no journal and no route.
