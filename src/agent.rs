@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::control::{self, Agent as _, api};
 use crate::dataplane::{Dataplane, Tun, Udp};
 use crate::failure::Failure;
-use crate::host::{self, Reconciler, Watch, Withhold};
+use crate::host::{self, Reconciler, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::Device;
 use endpoints::Endpoints;
@@ -49,6 +49,7 @@ pub struct UpOptions {
 /// # Errors
 /// What kept it from starting.
 pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
+    require_privilege("up")?;
     if options.detach {
         refuse_second(&dirs.run)?;
         for warning in detach::start(dirs)? {
@@ -70,6 +71,7 @@ pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
 /// When the configuration is refused or the kernel cannot be read.
 pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
     let config = store::load(&dirs.config)?;
+    require_privilege("plan")?;
     runtime()?.block_on(async {
         let mut reconciler =
             Reconciler::new(&dirs.state, &config.host.interface).map_err(|error| failure("plan", &error))?;
@@ -82,6 +84,7 @@ pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
 /// # Errors
 /// What could not be removed.
 pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
+    require_privilege("down")?;
     let _lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
     runtime()?.block_on(async {
         let interface = store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
@@ -158,7 +161,8 @@ async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<Running, Failure> {
     Ok(Running {
         config_dir: dirs.config.clone(),
         device,
-        changing: AsyncMutex::new(Changing { reconciler, endpoints, down: false }),
+        changing: AsyncMutex::new(Changing { reconciler, down: false }),
+        endpoints: AsyncMutex::new(endpoints),
         shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
         dataplane: Mutex::new(Some(dataplane)),
         ending: watch::channel(false).0,
@@ -170,7 +174,7 @@ type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
 async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
     let tun = Tun::create(&config.host.interface).map_err(|error| no_interface(&config.host.interface, &error))?;
-    let outcome = reconciler.reconcile(config, Withhold::Nothing).await.map_err(|error| failure("up", &error))?;
+    let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
     let mut endpoints = Endpoints::default();
@@ -243,6 +247,19 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(1, format!("cannot start: {error}")))
+}
+
+/// Routes, nft and the TUN device need CAP_NET_ADMIN; better said at once than by whichever of them fails first.
+fn require_privilege(what: &str) -> Result<(), Failure> {
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    // Where it cannot be told, the kernel's own answer has to do.
+    if capabilities.is_none_or(|bits| bits >> CAP_NET_ADMIN & 1 == 1) {
+        return Ok(());
+    }
+    Err(Failure::new(4, format!("{what}: not permitted: needs CAP_NET_ADMIN")).try_this(format!("sudo meshd {what}")))
 }
 
 fn refuse_second(run_dir: &Path) -> Result<(), Failure> {

@@ -10,11 +10,10 @@ mod traffic;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use host::{Test, assert_same, assert_state, home, sh, state, vps};
 use meshd::config::{Bridge, Config, Egress, Lan};
-use meshd::host::{Error, Withhold};
+use meshd::host::Error;
 use meshd::plan::{Change, desired, diff, tables};
 
 fn lines(changes: &[Change]) -> Vec<String> {
@@ -30,18 +29,12 @@ fn a_first_reconciliation_makes_what_was_planned_and_a_second_nothing() {
     Test::run(async |test: Test| {
         let mut reconciler = test.reconciler("mesh0");
         let planned = reconciler.plan(&home()).await.unwrap();
-        let start = Instant::now();
-        let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
-        println!("first {:?}", start.elapsed());
+        let outcome = reconciler.reconcile(&home()).await.unwrap();
         assert_eq!(lines(&outcome.changes), lines(&planned.changes));
         assert!(outcome.warnings.is_empty(), "{:?}", outcome.warnings);
 
-        let start = Instant::now();
-        assert_eq!(reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
-        println!("second {:?}", start.elapsed());
-        let start = Instant::now();
-        assert!(!reconciler.drifted(&home(), Withhold::Nothing).await.unwrap());
-        println!("drifted {:?}", start.elapsed());
+        assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
+        assert!(reconciler.plan(&home()).await.unwrap().changes.is_empty());
         assert!(reconciler.guard_armed("br0").await);
         assert!(!reconciler.guard_armed("br1").await);
 
@@ -68,9 +61,9 @@ fn a_first_reconciliation_makes_what_was_planned_and_a_second_nothing() {
 #[test]
 fn a_new_agent_takes_over_what_a_crashed_one_left_without_touching_it() {
     Test::run(async |test: Test| {
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         let ruleset = sh("nft -a list ruleset");
-        let outcome = test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        let outcome = test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         assert_eq!(outcome.changes, []);
         assert_eq!(sh("nft -a list ruleset"), ruleset, "the guard was replaced though nothing had changed");
     });
@@ -84,7 +77,7 @@ fn teardown_leaves_nothing() {
             let before = state();
             sh("ip tuntap add dev mesh0 mode tun");
             let mut reconciler = test.reconciler("mesh0");
-            reconciler.reconcile(&config, Withhold::Nothing).await.unwrap();
+            reconciler.reconcile(&config).await.unwrap();
             assert_ne!(state(), before);
             reconciler.teardown(false).await.unwrap();
             sh("ip link del mesh0");
@@ -100,7 +93,7 @@ fn teardown_after_a_crash_needs_only_the_journal() {
         sh("ip link del mesh0");
         let before = state();
         sh("ip tuntap add dev mesh0 mode tun");
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         sh("ip link del mesh0"); // as when the process dies
 
         let t = table();
@@ -117,7 +110,7 @@ fn teardown_without_a_journal_still_finds_rules_routes_and_nft() {
         let before = ["ip rule", "ip -6 rule", "ip route show table all", "nft list ruleset"].map(sh);
         sh("ip link set mesh0 up");
         sh("ip link set mesh0 down");
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         fs::remove_file(test.state_dir().join("journal.json")).unwrap();
         sh("ip link del mesh0");
         test.reconciler("mesh0").teardown(false).await.unwrap();
@@ -129,7 +122,7 @@ fn teardown_without_a_journal_still_finds_rules_routes_and_nft() {
 fn keeping_the_guard_keeps_the_guard_alone() {
     Test::run(async |test: Test| {
         let mut reconciler = test.reconciler("mesh0");
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         reconciler.teardown(true).await.unwrap();
         assert_eq!(sh("nft list tables"), "table inet meshd_guard\n");
         assert!(!sh("ip rule").contains("88:"));
@@ -142,7 +135,7 @@ fn keeping_the_guard_keeps_the_guard_alone() {
 fn whatever_single_thing_is_taken_away_comes_back() {
     Test::run(async |test: Test| {
         let mut reconciler = test.reconciler("mesh0");
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         let good = state();
         let t = table();
         let mut thefts: Vec<String> = Vec::new();
@@ -188,16 +181,16 @@ fn whatever_single_thing_is_taken_away_comes_back() {
         for theft in thefts {
             sh(&theft);
             assert_ne!(state(), good, "{theft} did nothing");
-            assert!(reconciler.drifted(&home(), Withhold::Nothing).await.unwrap(), "{theft} went unnoticed");
-            let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await;
+            assert!(!reconciler.plan(&home()).await.unwrap().changes.is_empty(), "{theft} went unnoticed");
+            let outcome = reconciler.reconcile(&home()).await;
             let outcome = outcome.unwrap_or_else(|error| panic!("{theft}: {error}"));
             assert!(!outcome.changes.is_empty());
             assert_same(&good, &theft);
-            assert!(!reconciler.drifted(&home(), Withhold::Nothing).await.unwrap(), "{theft}: still drifted");
+            assert!(reconciler.plan(&home()).await.unwrap().changes.is_empty(), "{theft}: still drifted");
         }
         // A busy counter is no change.
         sh("nft list ruleset");
-        assert_eq!(reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
+        assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
     });
 }
 
@@ -211,11 +204,11 @@ fn a_changed_configuration_leaves_nothing_of_the_former() {
         fresh.host.bridges[0].allow.clear();
         fresh.peers[0].subnets = vec!["10.89.7.0/24".parse().unwrap()];
 
-        reconciler.reconcile(&fresh, Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&fresh).await.unwrap();
         let expected = state();
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         assert_ne!(state(), expected);
-        reconciler.reconcile(&fresh, Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&fresh).await.unwrap();
         assert_state(&expected);
         let journal = fs::read_to_string(test.state_dir().join("journal.json")).unwrap();
         assert!(!journal.contains(&table().to_string()) && !journal.contains("eth0"), "{journal}");
@@ -226,7 +219,7 @@ fn a_changed_configuration_leaves_nothing_of_the_former() {
 fn two_agents_share_a_namespace() {
     Test::run(async |test: Test| {
         let mut first = test.reconciler("mesh0");
-        first.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        first.reconcile(&home()).await.unwrap();
         let alone = state();
 
         sh("ip link add br1 type bridge");
@@ -235,11 +228,10 @@ fn two_agents_share_a_namespace() {
         let between = state();
         let second_config = other_mesh();
         let mut second = test.reconciler("mesh-1.a");
-        second.reconcile(&second_config, Withhold::Nothing).await.unwrap();
+        second.reconcile(&second_config).await.unwrap();
         assert!(sh("nft list tables").contains("meshd_guard_mesh_1_a"));
-        assert!(first.drifted(&home(), Withhold::Nothing).await.unwrap(), "the ruleset's generation has changed");
-        assert_eq!(first.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
-        assert_eq!(second.reconcile(&second_config, Withhold::Nothing).await.unwrap().changes, []);
+        assert_eq!(first.reconcile(&home()).await.unwrap().changes, []);
+        assert_eq!(second.reconcile(&second_config).await.unwrap().changes, []);
 
         second.teardown(false).await.unwrap();
         sh("ip link del mesh-1.a");
@@ -248,7 +240,7 @@ fn two_agents_share_a_namespace() {
         assert_eq!(strip(&state()), strip(&between), "the second agent left something or took from the first");
         sh("ip link del mesh-1.a; ip link del br1");
         assert_state(&alone);
-        assert_eq!(first.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
+        assert_eq!(first.reconcile(&home()).await.unwrap().changes, []);
     });
 }
 
@@ -270,12 +262,12 @@ fn ipv6_switched_off_leaves_ipv4_working() {
         sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
         sh("ip link del mesh0; ip tuntap add dev mesh0 mode tun");
         let mut reconciler = test.reconciler("mesh0");
-        let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        let outcome = reconciler.reconcile(&home()).await.unwrap();
         assert_eq!(outcome.warnings[0], "no IPv6 on mesh0: net.ipv6.conf.mesh0.disable_ipv6 is 1");
         assert!(sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0").contains("dev mesh0"));
         let t = table();
         assert_eq!(sh(&format!("ip -6 route show table {t}")).lines().count(), 1, "only unreachable");
-        assert_eq!(reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
+        assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
         reconciler.teardown(false).await.unwrap();
         assert!(!sh("ip -6 rule").contains("88:"));
     });
@@ -286,27 +278,27 @@ fn a_bridge_that_comes_late_or_comes_again_is_bound() {
     Test::run(async |test: Test| {
         sh("ip link del br0");
         let mut reconciler = test.reconciler("mesh0");
-        let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        let outcome = reconciler.reconcile(&home()).await.unwrap();
         assert_eq!(outcome.warnings, ["bridge br0 does not exist yet: its routes are added when it does"]);
         assert!(reconciler.guard_armed("br0").await);
         let t = table();
         for _ in 0..3 {
             host::add_bridge();
-            assert!(reconciler.drifted(&home(), Withhold::Nothing).await.unwrap());
-            let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+            assert!(!reconciler.plan(&home()).await.unwrap().changes.is_empty());
+            let outcome = reconciler.reconcile(&home()).await.unwrap();
             assert!(outcome.warnings.is_empty());
             assert!(sh(&format!("ip route show table {t}")).contains("10.89.2.0/24 dev br0"));
             assert_eq!(sh("sysctl -n net.ipv4.conf.br0.forwarding"), "1\n");
-            assert_eq!(reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap().changes, []);
+            assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
             reconciler.teardown(true).await.unwrap();
             assert_eq!(sh("sysctl -n net.ipv4.conf.br0.forwarding"), "0\n");
-            reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+            reconciler.reconcile(&home()).await.unwrap();
             sh("ip link del br0");
         }
         // The journal speaks of a bridge's former life: its value must not go to the new one.
         host::add_bridge();
         sh("sysctl -qw net.ipv4.conf.br0.forwarding=1");
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         reconciler.teardown(false).await.unwrap();
         assert_eq!(sh("sysctl -n net.ipv4.conf.br0.forwarding"), "1\n");
     });
@@ -344,7 +336,7 @@ fn without_forced_forwarding_every_overwritten_sysctl_is_put_back() {
 #[test]
 fn a_damaged_journal_is_named_and_kept_while_the_guard_is_armed() {
     Test::run(async |test: Test| {
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         let path = test.state_dir().join("journal.json");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, &text[..text.len() / 2]).unwrap();
@@ -352,13 +344,13 @@ fn a_damaged_journal_is_named_and_kept_while_the_guard_is_armed() {
 
         let mut reconciler = test.reconciler("mesh0");
         assert!(reconciler.plan(&home()).await.is_err() && path.exists(), "a plan changes nothing");
-        let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        let error = reconciler.reconcile(&home()).await.unwrap_err();
         let Error::JournalDamaged { backup, .. } = &error else { panic!("{error}") };
         assert_eq!(fs::read_to_string(backup).unwrap(), text[..text.len() / 2]);
         assert!(error.remedy().is_some());
         assert_eq!(sh("nft list tables"), "table inet meshd_guard\n", "armed, and nothing else done");
         assert!(!sh("ip rule").contains("88:"));
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         reconciler.teardown(false).await.unwrap();
     });
 }
@@ -369,7 +361,7 @@ fn without_nft_nothing_is_programmed_and_the_remedy_is_named() {
         let before = state();
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(&test.state_dir().join("nft"));
-        let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        let error = reconciler.reconcile(&home()).await.unwrap_err();
         assert!(matches!(error, Error::Guard(_)), "{error}");
         assert_eq!(error.remedy(), Some("apt install nftables"));
         assert_state(&before);
@@ -392,7 +384,7 @@ fn a_failing_nft_says_why_and_nothing_is_programmed() {
         let program = script(&test, fails);
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(&program);
-        let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        let error = reconciler.reconcile(&home()).await.unwrap_err();
         assert_eq!(error.to_string(), "guard not armed: nft: Error: Could not process rule: Operation not supported");
         assert_state(&before);
     });
@@ -415,10 +407,10 @@ fn without_its_filter_the_host_does_not_begin_to_forward() {
         let program = script(&test, REFUSES_THE_FILTER);
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(&program);
-        let error = reconciler.reconcile(&vps(), Withhold::Nothing).await.unwrap_err();
+        let error = reconciler.reconcile(&vps()).await.unwrap_err();
         assert!(matches!(&error, Error::Incomplete { applied, .. } if applied.is_empty()), "{error}");
         assert_eq!(sh("sysctl -n net.ipv4.conf.eth0.forwarding net.ipv6.conf.eth0.force_forwarding"), "0\n0\n");
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        reconciler.reconcile(&home()).await.unwrap_err();
         assert_eq!(sh("nft list tables"), "table inet meshd_guard\n");
         assert!(!sh("ip rule").contains("88:"));
     });
@@ -427,7 +419,7 @@ fn without_its_filter_the_host_does_not_begin_to_forward() {
 #[test]
 fn a_teardown_without_a_working_nft_removes_the_rest_and_says_so() {
     Test::run(async |test: Test| {
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         let mut reconciler = test.reconciler("mesh0");
         reconciler.set_nft_program(Path::new("/bin/false"));
         let error = reconciler.teardown(false).await.unwrap_err();
@@ -447,7 +439,7 @@ fn a_journal_that_cannot_be_written_stops_all_but_the_guard() {
         let forwarding = sh("sysctl -n net.ipv4.conf.br0.forwarding");
         fs::create_dir(test.state_dir().join("journal.json.new")).unwrap();
         let mut reconciler = test.reconciler("mesh0");
-        let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        let error = reconciler.reconcile(&home()).await.unwrap_err();
         assert!(matches!(error, Error::Journal { .. }), "{error}");
         assert_eq!(sh("nft list tables"), "table inet meshd_guard\n");
         assert_eq!(sh("sysctl -n net.ipv4.conf.br0.forwarding"), forwarding);
@@ -460,7 +452,7 @@ fn a_foreign_route_in_main_is_left_alone_and_the_rest_is_done() {
     Test::run(async |test: Test| {
         sh("ip route add 10.89.1.0/24 via 192.168.1.1");
         let mut reconciler = test.reconciler("mesh0");
-        let error = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap_err();
+        let error = reconciler.reconcile(&home()).await.unwrap_err();
         let Error::Incomplete { failed, .. } = &error else { panic!("{error}") };
         assert_eq!(failed.len(), 1, "{error}");
         assert_eq!(failed[0].step, "ip route add 10.89.1.0/24 dev mesh0 proto 88");
@@ -482,10 +474,10 @@ fn a_guard_before_the_interface_and_a_withheld_tunnel_hold_egress_closed() {
         assert_eq!(sh("nft list tables"), "table inet meshd_guard\n");
 
         host::add_bridge();
-        reconciler.reconcile(&home(), Withhold::Tunnel).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         let refused = host::try_sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0").unwrap_err();
         assert!(refused.contains("No route to host"), "{refused}");
-        let outcome = reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        let outcome = reconciler.reconcile(&home()).await.unwrap();
         assert_eq!(outcome.changes, []);
         assert_eq!(outcome.warnings, ["interface mesh0 does not exist: egress stays closed"]);
     });
@@ -512,8 +504,8 @@ fn the_whole_of_the_filter_is_accepted_by_nft() {
         guarded.egress = Egress::None;
         config.host.bridges.push(guarded);
         let mut reconciler = test.reconciler("mesh0");
-        reconciler.reconcile(&config, Withhold::Nothing).await.unwrap();
-        assert_eq!(reconciler.reconcile(&config, Withhold::Nothing).await.unwrap().changes, []);
+        reconciler.reconcile(&config).await.unwrap();
+        assert_eq!(reconciler.reconcile(&config).await.unwrap().changes, []);
         let ruleset = sh("nft list ruleset");
         for part in ["dnat ip6 to [fd89:2::10]:443", "masquerade to :1024-51819", "chain from-br-2.x"] {
             assert!(ruleset.contains(part), "{part} is not in {ruleset}");

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+
 use crate::config::{Config, Endpoint, Peer};
 use crate::tunnel::{Device, PeerSettings};
 
@@ -18,9 +20,11 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// What names resolved to last, and when they were asked for.
 #[derive(Default)]
-pub struct Endpoints {
-    known: HashMap<(String, u16), Lookup>,
+pub(super) struct Endpoints {
+    known: HashMap<Name, Lookup>,
 }
+
+type Name = (String, u16);
 
 struct Lookup {
     addr: Option<SocketAddr>,
@@ -29,66 +33,79 @@ struct Lookup {
 
 impl Endpoints {
     /// The settings of every peer for the tunnel, with endpoints looked up where that was not done before.
-    pub async fn settings(&mut self, config: &Config) -> Vec<PeerSettings> {
-        let mut settings = Vec::with_capacity(config.peers.len());
-        for peer in &config.peers {
-            settings.push(PeerSettings {
-                public_key: peer.public_key,
-                preshared_key: peer.preshared_key.clone(),
-                endpoint: self.first(peer).await,
-                persistent_keepalive: peer.persistent_keepalive,
-                allowed_ips: config.allowed_ips(peer),
-            });
-        }
-        settings
-    }
-
-    async fn first(&mut self, peer: &Peer) -> Option<SocketAddr> {
-        match peer.endpoint.as_ref()? {
-            Endpoint::Addr(addr) => Some(*addr),
-            Endpoint::Name(host, port) => match self.known.get(&(host.clone(), *port)) {
-                Some(Lookup { addr: Some(addr), .. }) => Some(*addr),
-                _ => self.look_up(host, *port).await,
+    pub(super) async fn settings(&mut self, config: &Config) -> Vec<PeerSettings> {
+        let unknown = config.peers.iter().filter_map(name).filter(|name| self.addr(name).is_none());
+        self.look_up(unknown.collect()).await;
+        let settings = |peer: &Peer| PeerSettings {
+            public_key: peer.public_key,
+            preshared_key: peer.preshared_key.clone(),
+            endpoint: match peer.endpoint.as_ref() {
+                Some(Endpoint::Addr(addr)) => Some(*addr),
+                Some(Endpoint::Name(..)) => name(peer).and_then(|name| self.addr(&name)),
+                None => None,
             },
-        }
+            persistent_keepalive: peer.persistent_keepalive,
+            allowed_ips: config.allowed_ips(peer),
+        };
+        config.peers.iter().map(settings).collect()
     }
 
     /// Looks the names of silent peers up again, and sends their next handshakes to where they point now.
-    pub async fn refresh(&mut self, config: &Config, device: &Device) {
+    pub(super) async fn refresh(&mut self, config: &Config, device: &Device) {
         let now = Instant::now();
-        for snapshot in device.peers(now) {
-            let key = snapshot.settings.public_key;
-            let Some(peer) = config.peers.iter().find(|peer| peer.public_key == key) else { continue };
-            let Some(Endpoint::Name(host, port)) = &peer.endpoint else { continue };
-            let never = snapshot.settings.endpoint.is_none();
-            let wait = if never { RETRY } else { INTERVAL };
-            let asked = self.known.get(&(host.clone(), *port)).map(|lookup| lookup.asked);
-            if !(never || snapshot.unanswered >= SILENCE) || asked.is_some_and(|asked| now - asked < wait) {
-                continue;
-            }
-            if let Some(addr) = self.look_up(host, *port).await {
+        let silent: Vec<_> = device
+            .peers(now)
+            .iter()
+            .filter_map(|snapshot| {
+                let key = snapshot.settings.public_key;
+                let name = config.peers.iter().find(|peer| peer.public_key == key).and_then(name)?;
+                let never = snapshot.settings.endpoint.is_none();
+                let wait = if never { RETRY } else { INTERVAL };
+                let asked = self.known.get(&name).map(|lookup| lookup.asked);
+                let due = asked.is_none_or(|asked| now - asked >= wait);
+                (due && (never || snapshot.unanswered >= SILENCE)).then_some((key, name))
+            })
+            .collect();
+        self.look_up(silent.iter().map(|(_, name)| name.clone()).collect()).await;
+        for (key, name) in silent {
+            if let Some(addr) = self.addr(&name) {
                 device.set_endpoint(&key, addr);
             }
         }
     }
 
-    /// Asks the resolver. A failed look-up keeps what was known.
-    async fn look_up(&mut self, host: &str, port: u16) -> Option<SocketAddr> {
-        let answer = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, port))).await;
-        let addr = match answer {
-            Ok(Ok(mut addrs)) => addrs.next(),
-            Ok(Err(error)) => {
-                tracing::warn!(host, %error, "the endpoint's name does not resolve; will try again");
-                None
-            }
-            Err(_) => {
-                tracing::warn!(host, "no answer from the name server; will try again");
-                None
-            }
-        };
-        let lookup = self.known.entry((host.into(), port)).or_insert(Lookup { addr: None, asked: Instant::now() });
-        lookup.asked = Instant::now();
-        lookup.addr = addr.or(lookup.addr);
-        lookup.addr
+    fn addr(&self, name: &Name) -> Option<SocketAddr> {
+        self.known.get(name).and_then(|lookup| lookup.addr)
+    }
+
+    /// Asks the resolver for all names at once. A failed look-up keeps what was known.
+    async fn look_up(&mut self, names: Vec<Name>) {
+        let answers = join_all(names.iter().map(ask)).await;
+        for (name, answer) in names.into_iter().zip(answers) {
+            let lookup = self.known.entry(name).or_insert(Lookup { addr: None, asked: Instant::now() });
+            lookup.asked = Instant::now();
+            lookup.addr = answer.or(lookup.addr);
+        }
+    }
+}
+
+fn name(peer: &Peer) -> Option<Name> {
+    match peer.endpoint.as_ref()? {
+        Endpoint::Name(host, port) => Some((host.clone(), *port)),
+        Endpoint::Addr(_) => None,
+    }
+}
+
+async fn ask((host, port): &Name) -> Option<SocketAddr> {
+    match tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host.as_str(), *port))).await {
+        Ok(Ok(mut addrs)) => addrs.next(),
+        Ok(Err(error)) => {
+            tracing::warn!(host, %error, "the endpoint's name does not resolve; will try again");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(host, "no answer from the name server; will try again");
+            None
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::endpoints::Endpoints;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::Dataplane;
-use crate::host::{self, Reconciler, Withhold};
+use crate::host::{self, Reconciler};
 use crate::key::PrivateKey;
 use crate::store;
 use crate::tunnel::{Device, PeerSnapshot};
@@ -19,9 +19,11 @@ use crate::tunnel::{Device, PeerSnapshot};
 pub(super) struct Running {
     pub(super) config_dir: PathBuf,
     pub(super) device: Arc<Device>,
-    /// Everything that changes together; held through a whole reload, so that two never mix.
+    /// Held through a whole reload, so that two never mix.
     pub(super) changing: AsyncMutex<Changing>,
-    /// What `status` shows, which must answer while a reload is under way.
+    /// Apart from the rest, because a resolver may take its time.
+    pub(super) endpoints: AsyncMutex<Endpoints>,
+    /// What needs no waiting for.
     pub(super) shown: Mutex<Shown>,
     /// Taken out when the agent goes down.
     pub(super) dataplane: Mutex<Option<Dataplane>>,
@@ -31,7 +33,6 @@ pub(super) struct Running {
 
 pub(super) struct Changing {
     pub(super) reconciler: Reconciler,
-    pub(super) endpoints: Endpoints,
     /// `down` was asked for: nothing is to be programmed again.
     pub(super) down: bool,
 }
@@ -56,17 +57,18 @@ impl Running {
 
     /// What is due from time to time: names of silent peers, and what others changed in the kernel.
     pub(super) async fn tend(&self) {
+        self.endpoints.lock().await.refresh(&self.config(), &self.device).await;
         let mut changing = self.changing.lock().await;
         // Only now: a reload that held the lock has put a new configuration in place.
         let config = self.config();
         if changing.down {
             return;
         }
-        changing.endpoints.refresh(&config, &self.device).await;
-        match changing.reconciler.reconcile(&config, Withhold::Nothing).await {
+        match changing.reconciler.reconcile(&config).await {
             Ok(outcome) => {
                 for change in &outcome.changes {
-                    tracing::warn!(%change, "the kernel differed from the plan; brought back");
+                    let change = change.summary();
+                    tracing::warn!(change, "the kernel differed from the plan; brought back");
                 }
                 self.shown().warnings = outcome.warnings;
             }
@@ -90,33 +92,44 @@ impl Running {
                 remedy: Some("meshd down, then meshd up".into()),
             });
         }
-        if new.host.listen_port != old.host.listen_port {
+        // Let the kernel choose once, not at every reload.
+        let moves = new.host.listen_port != old.host.listen_port || new.host.listen_port != 0;
+        let port = control::Agent::listen_port(self);
+        if moves {
             control::Agent::set_listen_port(self, new.host.listen_port).map_err(|error| api::Problem {
                 refused: false,
                 errors: vec![format!("UDP port {}: {error}", new.host.listen_port)],
                 remedy: Some("choose a free listen_port".into()),
             })?;
         }
-        let outcome = match changing.reconciler.reconcile(new, Withhold::Nothing).await {
+        changing.reconciler.set_listen_port(control::Agent::listen_port(self));
+        let outcome = match changing.reconciler.reconcile(new).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 // Back to what ran before; if that fails too, the first error is the one that tells why.
-                let _ = changing.reconciler.reconcile(&old, Withhold::Nothing).await;
-                if new.host.listen_port != old.host.listen_port {
-                    let _ = control::Agent::set_listen_port(self, old.host.listen_port);
-                }
+                let _ = changing.reconciler.reconcile(&old).await;
+                let _ = control::Agent::set_listen_port(self, port);
                 return Err(problem(&error));
             }
         };
-        let settings = changing.endpoints.settings(new).await;
-        changing.reconciler.set_listen_port(control::Agent::listen_port(self));
+        let settings = self.endpoints.lock().await.settings(new).await;
         self.device.set_mtu(new.host.mtu);
         self.device.configure(&new.private_key, &settings, Instant::now());
         if let Some(dataplane) = &*self.dataplane() {
             dataplane.nudge();
         }
-        let mut changes = peer_changes(&old, new);
-        changes.extend(outcome.changes.iter().map(ToString::to_string));
+        let mut changes = Vec::new();
+        if new.private_key != old.private_key {
+            changes.push(format!("~ private key: this host is now {}", new.private_key.public_key()));
+        }
+        if control::Agent::listen_port(self) != port {
+            changes.push(format!("~ listen port: {}", control::Agent::listen_port(self)));
+        }
+        changes.extend(peer_changes(&old, new));
+        changes.extend(outcome.changes.iter().map(|change| {
+            let sign = if change.action() == "add" { '+' } else { '-' };
+            format!("{sign} {}", change.summary())
+        }));
         *self.shown() = Shown { config: Arc::clone(new), warnings: outcome.warnings.clone() };
         Ok(api::Reloaded { changes, warnings: outcome.warnings })
     }
@@ -124,9 +137,9 @@ impl Running {
 
 impl control::Agent for Running {
     async fn status(&self) -> api::Status {
-        let mut changing = self.changing.lock().await;
         let config = self.config();
         let mut bridges = Vec::with_capacity(config.host.bridges.len());
+        let mut changing = self.changing.lock().await;
         for bridge in &config.host.bridges {
             bridges.push(api::BridgeStatus {
                 name: bridge.name.clone(),

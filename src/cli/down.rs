@@ -40,11 +40,10 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Err(ClientError::NotRunning | ClientError::NotAnswering { .. } | ClientError::Io { .. })
             if ended(DEATH_LIMIT) =>
         {
-            if crate::agent::down_offline(dirs, args.keep_guard)? {
-                "was not running; removed what an earlier run left"
-            } else {
-                "was not running, and nothing is left of an earlier run"
+            if !crate::agent::down_offline(dirs, args.keep_guard)? {
+                return Err(Failure::new(3, "down: the agent is not running, and nothing is left of an earlier run"));
             }
+            "was not running; removed what an earlier run left"
         }
         Err(error) => return Err(ask::failure("down", error)),
     };

@@ -81,7 +81,10 @@ are no peers.",
         "\
 MESHD_DIR        as --dir
 MESHD_RUN_DIR    as --run-dir
-MESHD_STATE_DIR  as --state-dir",
+MESHD_STATE_DIR  as --state-dir
+MESHD_LOG        what the agent logs: error, warn, info (default), debug or
+                 trace, or a filter such as info,meshd::tunnel=debug
+NO_COLOR         no colours when set",
     ),
 ];
 

@@ -46,7 +46,9 @@ fn render(plan: &Plan, colour: bool) -> String {
     }
     let line = |change: &crate::control::api::PlannedChange| {
         let (sign, shade) = if change.action == "remove" { ('-', Colour::Red) } else { ('+', Colour::Green) };
-        page::paint(&format!("{sign} {}", page::printable(&change.command)), shade, colour) + "\n"
+        let lines =
+            change.command.lines().map(|line| format!("{sign} {}", page::printable(&line.replace('\t', "    "))));
+        lines.map(|line| page::paint(&line, shade, colour) + "\n").collect::<String>()
     };
     plan.changes.iter().map(line).collect()
 }

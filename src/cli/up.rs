@@ -8,7 +8,8 @@ use crate::{agent, store};
 #[command(after_help = "\
 Runs in the foreground until Ctrl-C or `meshd down`, and tells systemd when it
 is ready. On a host without a configuration it writes one first, as
-`meshd init` does, and says what to do next.
+`meshd init` does, and says what to do next. MESHD_LOG=debug makes it say more
+while it runs.
 
 Examples:
   meshd up             in the foreground, for systemd or to watch it

@@ -38,16 +38,6 @@ use snapshot::Snapshot;
 /// An address that leaves takes others and their routes with it (net/ipv4/devinet.c), so one pass may not suffice.
 const PASSES: usize = 3;
 
-/// What a reconciliation leaves alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Withhold {
-    /// Nothing.
-    Nothing,
-    /// All that needs the tunnel's interface. Egress bridges are held closed: guard, rules, and tables that lead to local
-    /// bridges, `allow` networks and `unreachable` only. For boot, before networking, and for a tunnel that failed.
-    Tunnel,
-}
-
 /// What a reconciliation did, or a plan would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -147,7 +137,7 @@ impl Reconciler {
 
     /// Brings the kernel to what `config` wants. Without guard and filter nothing else is done; any other failure leaves the
     /// rest done and is reported.
-    pub async fn reconcile(&mut self, config: &Config, withhold: Withhold) -> Result<Outcome, Error> {
+    pub async fn reconcile(&mut self, config: &Config) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         if self.arm_guard(config).await? {
             outcome.changes.extend(plan::nft::guard(config).map(Change::ArmGuard));
@@ -156,7 +146,7 @@ impl Reconciler {
         for _ in 0..PASSES {
             let journal = self.store.load()?;
             let snapshot = Snapshot::read(&self.netlink).await?;
-            let (desired, warnings) = self.wanted(config, withhold, &snapshot);
+            let (desired, warnings) = self.wanted(config, &snapshot);
             outcome.warnings = warnings;
             let actual = self.actual(&snapshot, &desired, &journal).await?;
             let changes = diff(&desired, &actual);
@@ -181,20 +171,6 @@ impl Reconciler {
         let snapshot = Snapshot::read(&self.netlink).await?;
         let (applied, failed) = self.perform(changes, &snapshot).await?;
         if failed.is_empty() { Ok(applied) } else { Err(Error::Incomplete { applied, failed }) }
-    }
-
-    /// Whether a reconciliation would find something to do. Reads netlink, a few sysctls and the generation of the nft
-    /// ruleset; starts no process.
-    pub async fn drifted(&mut self, config: &Config, withhold: Withhold) -> Result<bool, Error> {
-        let generation = nft::generation()?;
-        if self.seen.as_ref().is_none_or(|seen| seen.generation != Some(generation)) {
-            return Ok(true);
-        }
-        let journal = self.store.load()?;
-        let snapshot = Snapshot::read(&self.netlink).await?;
-        let (desired, _) = self.wanted(config, withhold, &snapshot);
-        let actual = self.actual(&snapshot, &desired, &journal).await?;
-        Ok(!diff(&desired, &actual).is_empty())
     }
 
     /// Whether any guard stands, be it of a process that is gone or of another configuration.
@@ -254,14 +230,12 @@ impl Reconciler {
         HostFacts { listen_port: self.listen_port, ..snapshot.facts() }
     }
 
-    /// What is desired of what can be had now.
-    fn wanted(&self, config: &Config, withhold: Withhold, snapshot: &Snapshot) -> (DesiredState, Vec<String>) {
+    /// What is desired of what can be had now. Without the tunnel's interface, egress bridges are held closed: guard, rules, and
+    /// tables that lead to local bridges, `allow` networks and `unreachable` only.
+    fn wanted(&self, config: &Config, snapshot: &Snapshot) -> (DesiredState, Vec<String>) {
         let (mut desired, mut warnings) = desired(config, &self.facts_of(snapshot));
-        let missing = snapshot.links.get(&self.interface).is_none();
-        if missing || withhold == Withhold::Tunnel {
+        if snapshot.links.get(&self.interface).is_none() {
             desired.withhold_tunnel();
-        }
-        if missing && withhold == Withhold::Nothing {
             warnings.push(format!("interface {} does not exist: egress stays closed", self.interface));
         }
         (desired, warnings)

@@ -164,6 +164,16 @@ impl Change {
     }
 }
 
+impl Change {
+    /// One line, for logs.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::ArmGuard(table) | Self::AddNft(table) => format!("nft table inet {}", table.name),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Change {
     /// As a person would type it. A new nft table takes several lines.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,8 +4,6 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use meshd::host::Withhold;
-
 use crate::host::{Test, home, sh, try_sh, vps};
 
 /// A namespace held by a process, which ends with it.
@@ -114,7 +112,7 @@ impl Home {
 fn containers_reach_mesh_exit_and_lan_under_strict_rp_filter() {
     Test::run(async |test: Test| {
         let net = Home::new(1);
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         assert_eq!(sh("sysctl -n net.ipv4.conf.mesh0.rp_filter net.ipv4.conf.br0.rp_filter"), "1\n1\n");
         for to in ["10.88.0.1", "10.89.1.10", "192.0.2.80", "fd88::1", "fd89:1::10", "2001:db8:80::80"] {
             assert!(net.container.reaches(to), "container to {to}");
@@ -133,7 +131,7 @@ fn nothing_leaves_beside_a_lost_tunnel_even_without_rules() {
     Test::run(async |test: Test| {
         let net = Home::new(0);
         let mut reconciler = test.reconciler("mesh0");
-        reconciler.reconcile(&home(), Withhold::Nothing).await.unwrap();
+        reconciler.reconcile(&home()).await.unwrap();
         assert!(net.container.reaches("192.0.2.80"));
         net.lan.count_arrivals();
 
@@ -157,7 +155,7 @@ fn nothing_leaves_beside_a_lost_tunnel_even_without_rules() {
 fn a_container_cannot_have_the_host_answer_a_stranger() {
     Test::run(async |test: Test| {
         let net = Home::new(0);
-        test.reconciler("mesh0").reconcile(&home(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&home()).await.unwrap();
         net.lan.count_arrivals();
         net.container.sh("ip address add 198.51.100.9/32 dev eth0");
         let spoofed = || {
@@ -206,7 +204,7 @@ impl Vps {
 fn an_exit_serves_its_peers_and_nobody_else() {
     Test::run(async |test: Test| {
         let net = Vps::new();
-        test.reconciler("mesh0").reconcile(&vps(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&vps()).await.unwrap();
         // The internet has no route back to the mesh: an answer proves the masquerading.
         assert!(net.far.reaches("-I 10.89.2.10 198.51.100.7") && net.far.reaches("-I fd89:2::10 2001:db8:2::7"));
         assert!(net.far.reaches("-I 10.88.0.2 198.51.100.7"), "the peer's own address");
@@ -226,7 +224,7 @@ fn an_exit_serves_its_peers_and_nobody_else() {
 fn a_published_port_keeps_the_clients_address_and_clamps_mss() {
     Test::run(async |test: Test| {
         let net = Vps::new();
-        test.reconciler("mesh0").reconcile(&vps(), Withhold::Nothing).await.unwrap();
+        test.reconciler("mesh0").reconcile(&vps()).await.unwrap();
         net.far.sh("nft add table inet oracle");
         net.far.sh("nft \"add chain inet oracle syn { type filter hook input priority 0; }\"");
         net.far.sh("nft \"add rule inet oracle syn tcp flags syn tcp option maxseg size 1380 counter\"");
