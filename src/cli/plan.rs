@@ -20,7 +20,6 @@ pub struct Args {
 }
 
 /// Runs `meshd plan`.
-#[allow(clippy::needless_pass_by_value)] // All commands have the same signature.
 pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     let plan = match Client::connect(&dirs.run) {
         Ok(mut client) => client.plan().map_err(|error| ask::failure("plan", error))?,

@@ -16,7 +16,6 @@ Examples:
 pub struct Args {}
 
 /// Runs `meshd reload`.
-#[allow(clippy::needless_pass_by_value)] // All commands have the same signature.
 pub fn run(_args: Args, dirs: &Dirs) -> Result<(), Failure> {
     let reloaded = ask::connect("reload", dirs)?.reload().map_err(|error| ask::failure("reload", error))?;
     page::print(&render(&reloaded)).map_err(|error| ask::output_failure("reload", &error))?;

@@ -27,7 +27,6 @@ pub struct Args {
 }
 
 /// Runs `meshd status`.
-#[allow(clippy::needless_pass_by_value)] // All commands have the same signature.
 pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     let mut client = ask::connect("status", dirs)?;
     let mut status = client.status();

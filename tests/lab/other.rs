@@ -13,9 +13,9 @@ use super::{PORT, root, secs, wait_for};
 pub enum Other {
     /// Debian's package.
     WireguardGo,
-    /// boringtun-cli 0.7.1 from crates.io.
+    /// boringtun-cli 0.7.1, which scripts/test installs.
     Boringtun,
-    /// gotatun-cli 0.10.2 from crates.io.
+    /// gotatun-cli 0.10.2, likewise.
     Gotatun,
 }
 
