@@ -497,3 +497,16 @@ fn a_bridge_may_come_later() {
     wait_for("the bridge is bound", secs(5), || lab.nextcloud.ping(PROXY).then_some(()));
     assert_eq!(seen_by(&lab.nextcloud, WEB).expect("the exit"), VPS);
 }
+
+#[test]
+fn a_deleted_interface_is_made_again() {
+    let lab = Lab::up();
+    assert!(lab.nextcloud.ping(PROXY));
+    let handshake = lab.home.peer("vps")["latest_handshake"].clone();
+    let pid = lab.home.agent();
+    lab.home.run("ip link del mesh0");
+    wait_for("the interface is back", secs(5), || lab.nextcloud.ping(PROXY).then_some(()));
+    assert_eq!(lab.home.agent(), pid);
+    assert_eq!(lab.home.peer("vps")["latest_handshake"], handshake, "the session stays");
+    assert_eq!(seen_by(&lab.nextcloud, WEB).expect("the exit"), VPS);
+}

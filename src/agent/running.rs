@@ -9,7 +9,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::endpoints::Endpoints;
 use crate::config::Config;
 use crate::control::{self, api};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Tun, Udp};
 use crate::host::{self, Reconciler};
 use crate::key::PrivateKey;
 use crate::store;
@@ -64,6 +64,12 @@ impl Running {
         if changing.down {
             return;
         }
+        if self.dataplane().as_ref().is_none_or(Dataplane::broken) {
+            match self.rebuild(&config) {
+                Ok(()) => tracing::warn!(interface = config.host.interface, "forwarding had ended; begun again"),
+                Err(error) => tracing::error!(%error, "forwarding has ended and cannot begin again; will try"),
+            }
+        }
         match changing.reconciler.reconcile(&config).await {
             Ok(outcome) => {
                 for change in &outcome.changes {
@@ -77,6 +83,16 @@ impl Running {
                 self.shown().warnings = vec![error.to_string()];
             }
         }
+    }
+
+    /// Makes the interface and the forwarding loop anew. Sessions stay, for they are the device's.
+    fn rebuild(&self, config: &Config) -> std::io::Result<()> {
+        let mut slot = self.dataplane();
+        let port = slot.as_ref().map_or(config.host.listen_port, Dataplane::port);
+        drop(slot.take());
+        let (tun, udp) = (Tun::create(&config.host.interface)?, Udp::bind(port)?);
+        *slot = Some(Dataplane::start(Arc::clone(&self.device), tun, udp)?);
+        Ok(())
     }
 
     /// Applies a checked configuration: what can fail first, the tunnel last.

@@ -30,6 +30,8 @@ pub(super) fn outbound(shared: &Shared) {
                 }
             }
             Err(_) if !outbox.is_empty() => send(shared, &mut outbox),
+            // tun_do_read (drivers/net/tun.c) of a device that is no longer registered.
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return,
             Err(error) => pause(shared, OUTBOUND, error.kind(), Some(shared.tun.as_fd())),
         }
     }

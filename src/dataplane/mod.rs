@@ -81,6 +81,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Whether a thread has ended by itself, as when somebody deletes the interface: then another `Dataplane` is needed.
+    pub fn broken(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     /// Runs the timers now, so that a peer that was just configured is called without delay.
     pub fn nudge(&self) {
         self.shared.wake_all();
