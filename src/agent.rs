@@ -23,7 +23,8 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
-use crate::control::{self, Agent as _, api};
+use crate::control::client::Client;
+use crate::control::{self, Agent as _, LockError, RunLock, api};
 use crate::dataplane::{Dataplane, Tun, Udp};
 use crate::failure::Failure;
 use crate::host::{self, Reconciler, Watch};
@@ -32,6 +33,8 @@ use crate::tunnel::Device;
 use endpoints::Endpoints;
 use running::{Changing, Running, Shown};
 
+/// From SIGKILL to the end of a process: its threads have to leave the kernel first.
+const DEATH_LIMIT: Duration = Duration::from_secs(2);
 /// How often names of silent peers are looked at, and the kernel is compared with the plan.
 const TEND: Duration = Duration::from_secs(5);
 
@@ -50,15 +53,19 @@ pub struct UpOptions {
 /// What kept it from starting.
 pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
     require_privilege("up")?;
+    let lock = take_run_dir(&dirs.run)?;
     if options.detach {
-        refuse_second(&dirs.run)?;
+        drop(lock);
         for warning in detach::start(dirs)? {
             eprintln!("meshd: warning: {warning}");
         }
         return Ok(());
     }
     start_logging();
-    let result = runtime()?.block_on(supervise(dirs, options.ready_on_stdout));
+    let runtime = runtime()?;
+    let result = runtime.block_on(supervise(dirs, &lock, options.ready_on_stdout));
+    // A resolver that does not answer must not hold up the end.
+    runtime.shutdown_background();
     if let (Err(failure), true) = (&result, options.ready_on_stdout) {
         detach::report(Err(failure));
     }
@@ -87,7 +94,10 @@ pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
     require_privilege("down")?;
     let _lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
     runtime()?.block_on(async {
-        let interface = store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
+        // The journal knows better than files that may have changed since.
+        let configured = || store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
+        let interface = Reconciler::owner(&dirs.state).unwrap_or_else(configured);
+        refuse_foreign_interface("down", &interface)?;
         let mut reconciler = Reconciler::new(&dirs.state, &interface).map_err(|error| failure("down", &error))?;
         let removed = reconciler.teardown(keep_guard).await.map_err(|error| failure("down", &error))?;
         control::remove_stale_sockets(&dirs.run, &interface);
@@ -95,13 +105,12 @@ pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
     })
 }
 
-async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
+async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result<(), Failure> {
     let config = Arc::new(store::load(&dirs.config)?);
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failure::new(1, format!("up: {what}{error}"));
-    let lock = control::lock(&dirs.run).map_err(|error| cannot("", &error))?;
-    let listener = control::server::bind(&lock).map_err(|error| cannot("", &error))?;
+    let listener = control::server::bind(lock).map_err(|error| cannot("", &error))?;
     let mut events = Events::new().map_err(|error| cannot("signals and notifications: ", &error))?;
-    let running = Arc::new(start(dirs, &config).await?);
+    let running = Arc::new(start(dirs, &config, &mut events).await?);
     let ended = || {
         let mut ending = running.ending.subscribe();
         async move {
@@ -137,8 +146,9 @@ async fn supervise(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
 }
 
 /// Builds a running agent; when a step fails, what was done before it is undone.
-async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<Running, Failure> {
+async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result<Running, Failure> {
     let interface = &config.host.interface;
+    refuse_foreign_interface("up", interface)?;
     let udp = Udp::bind(config.host.listen_port).map_err(|error| Failure {
         code: 1,
         errors: vec![format!("up: UDP port {}: {error}", config.host.listen_port)],
@@ -148,7 +158,10 @@ async fn start(dirs: &Dirs, config: &Arc<Config>) -> Result<Running, Failure> {
     // After a crash the guard stands already, and must go on standing whatever becomes of this start.
     let guarded = reconciler.guard_stands().await.map_err(|error| failure("up", &error))?;
     reconciler.set_listen_port(udp.port());
-    let built = build(&mut reconciler, config, udp).await;
+    let built = tokio::select! {
+        built = build(&mut reconciler, config, udp) => built,
+        () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
+    };
     let (device, dataplane, endpoints, outcome) = match built {
         Ok(built) => built,
         Err(failure) => {
@@ -192,8 +205,7 @@ async fn tend(running: &Running, events: &mut Events) {
     loop {
         tokio::select! {
             _ = ending.wait_for(|ending| *ending) => return,
-            _ = events.terminate.recv() => break,
-            _ = events.interrupt.recv() => break,
+            () = events.stop.asked() => break,
             _ = events.hangup.recv() => {
                 if let Err(problem) = running.reload().await {
                     for error in &problem.errors {
@@ -201,7 +213,7 @@ async fn tend(running: &Running, events: &mut Events) {
                     }
                 }
             }
-            () = events.links.changed() => running.tend().await,
+            () = events.kernel.changed() => running.tend().await,
             _ = due.tick() => running.tend().await,
         }
     }
@@ -211,20 +223,30 @@ async fn tend(running: &Running, events: &mut Events) {
 }
 
 struct Events {
-    terminate: Signal,
-    interrupt: Signal,
+    stop: Stop,
     hangup: Signal,
-    links: Watch,
+    kernel: Watch,
 }
+
+/// SIGTERM, as of systemd, and SIGINT, as of Ctrl-C.
+struct Stop(Signal, Signal);
 
 impl Events {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            stop: Stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?),
             hangup: signal(SignalKind::hangup())?,
-            links: Watch::links()?,
+            kernel: Watch::new()?,
         })
+    }
+}
+
+impl Stop {
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
     }
 }
 
@@ -262,9 +284,27 @@ fn require_privilege(what: &str) -> Result<(), Failure> {
     Err(Failure::new(4, format!("{what}: not permitted: needs CAP_NET_ADMIN")).try_this(format!("sudo meshd {what}")))
 }
 
-fn refuse_second(run_dir: &Path) -> Result<(), Failure> {
-    // The child finds out too; but its failure would come after a line in the running agent's log.
-    control::lock(run_dir).map(drop).map_err(|error| Failure::new(1, format!("up: {error}")))
+/// The run directory for this process alone. An agent that was just killed needs a moment to leave it.
+fn take_run_dir(run_dir: &Path) -> Result<RunLock, Failure> {
+    let dying = || {
+        let silent = Client::connect(run_dir).is_err();
+        silent && control::running(run_dir).is_none_or(|agent| agent.wait(DEATH_LIMIT))
+    };
+    let lock = match control::lock(run_dir) {
+        Err(LockError::AlreadyRunning { .. }) if dying() => control::lock(run_dir),
+        other => other,
+    };
+    lock.map_err(|error| Failure::new(1, format!("up: {error}")))
+}
+
+/// A TUN interface lives as long as the process that made it: one that exists is in use, and what stands in the kernel under
+/// its name is not for us to touch.
+fn refuse_foreign_interface(what: &str, name: &str) -> Result<(), Failure> {
+    if nix::net::if_::if_nametoindex(name).is_err() {
+        return Ok(());
+    }
+    let remedy = format!("end the agent that has it, or choose another `interface`; look with: ip -d link show {name}");
+    Err(Failure::new(1, format!("{what}: interface {name} exists: another agent or program has it")).try_this(remedy))
 }
 
 fn failure(what: &str, error: &host::Error) -> Failure {

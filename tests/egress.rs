@@ -3,6 +3,7 @@
 mod lab;
 
 use lab::capture::Capture;
+use lab::snapshot::Snapshot;
 use lab::traffic::{MARKER, Probes, seen_by, transfer};
 use lab::{HOME6, ISP, Lab, PROXY, VPS, VPS6, WEB, WEB6, secs, wait_for};
 use nix::sys::signal::Signal;
@@ -174,4 +175,54 @@ fn egress_none_reaches_the_mesh_only() {
     assert!(seen_by(&lab.nextcloud, WEB6).is_err());
     let seen = capture.finish();
     assert!(seen.leaks.is_empty(), "{seen:?}");
+}
+
+#[test]
+fn what_others_flush_comes_back_within_a_second() {
+    let lab = Lab::new();
+    lab.masquerade_at_home_like_podman();
+    lab.start();
+    assert_eq!(seen_by(&lab.nextcloud, WEB).expect("the exit"), VPS);
+    let capture = Capture::start(&lab.home, "eth0", MARKER);
+    let probes = Probes::start(&lab.nextcloud);
+    // Singly: the other layer holds meanwhile, so nothing leaks at all.
+    for theft in [
+        "nft delete table inet meshd_guard",
+        "nft delete table inet meshd",
+        "nft flush ruleset",
+        "ip rule del pref 88",
+        "ip -6 rule del pref 88",
+        "ip rule del pref 89",
+        "ip route del 10.89.1.0/24 dev mesh0",
+        "ip -6 route del fd89:1::/64 dev mesh0",
+        "ip link set mesh0 down",
+    ] {
+        lab.home.run(theft);
+        wait_for(theft, secs(1), || (lab.home.meshd(&["plan"]) == "nothing to change\n").then_some(()));
+    }
+    drop(probes);
+    let seen = capture.finish();
+    assert!(seen.leaks.is_empty() && seen.marked == 0, "beside the tunnel: {seen:?}");
+}
+
+#[test]
+fn a_second_agent_of_the_same_interface_touches_nothing() {
+    let lab = Lab::up();
+    let before = Snapshot::of(&lab.home);
+    let other = lab.path("other");
+    let folders = other.to_str().expect("a path");
+    lab.home.run(&format!("mkdir -p {folders} && cp -a {} {folders}/etc", lab.home.config("").display()));
+    lab.home.run(&format!("sed -i '/^listen_port/d; 1i listen_port = 51999' {folders}/etc/meshd.toml"));
+    for command in ["up --detach", "down"] {
+        let args: Vec<String> =
+            format!("--dir {folders}/etc --run-dir {folders}/run --state-dir {folders}/state {command}")
+                .split(' ')
+                .map(str::to_owned)
+                .collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let stderr = lab.home.meshd_fails(1, &args);
+        assert!(stderr.contains("mesh0 exists"), "{stderr}");
+        before.assert_same(&Snapshot::of(&lab.home), command);
+    }
+    assert_eq!(seen_by(&lab.nextcloud, WEB).expect("the exit"), VPS);
 }

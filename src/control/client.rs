@@ -18,8 +18,8 @@ use super::{api, running, server};
 
 /// Reading never waits for the kernel or a peer.
 const READ_LIMIT: Duration = Duration::from_secs(10);
-/// A change programs the kernel, and may wait for another that runs.
-const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+/// A change programs the kernel, and may wait for another that runs, or for a resolver.
+const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why the agent gave no answer.

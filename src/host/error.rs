@@ -50,6 +50,16 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The state folder is that of an agent with another interface.
+    #[error("journal {path}: the state folder belongs to interface {owner}, not {interface}", path = path.display())]
+    JournalForeign {
+        /// Its file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who wanted it.
+        interface: String,
+    },
     /// The guard is not in place, and so nothing that needs it was done.
     #[error("guard not armed: {0}")]
     Guard(Box<Error>),
@@ -77,6 +87,7 @@ impl Error {
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::NftMissing(error) if error.kind() == io::ErrorKind::NotFound => Some("apt install nftables"),
+            Self::JournalForeign { .. } => Some("meshd down, when that agent is gone; else another --state-dir"),
             Self::JournalDamaged { .. } => {
                 Some("compare sysctl -a with /etc/sysctl.d, then start again to go on without it")
             }

@@ -69,53 +69,72 @@ struct Sealed {
 pub struct Store {
     path: PathBuf,
     interface: String,
-    /// What the file holds.
-    written: Option<Journal>,
+    /// What the file should hold. A full disk must not make us forget what we did.
+    known: Option<Journal>,
+    /// Whether it does hold that.
+    written: bool,
 }
 
 impl Store {
     /// The journal of the agent that has this state folder and interface.
     pub fn new(state_dir: &Path, interface: &str) -> Self {
-        Self { path: state_dir.join("journal.json"), interface: interface.to_owned(), written: None }
+        Self { path: state_dir.join("journal.json"), interface: interface.to_owned(), known: None, written: false }
+    }
+
+    /// The interface of the agent that a state folder belongs to, when its journal says so.
+    pub fn owner(state_dir: &Path) -> Option<String> {
+        let store = Self::new(state_dir, "");
+        let text = store.text().ok()??;
+        match parse(&text, "") {
+            Err(Unfit::Foreign(interface)) => Some(interface),
+            _ => None,
+        }
     }
 
     /// Reads the journal; an empty one when there is none. A damaged one is moved aside and reported once.
     pub fn load(&mut self) -> Result<Journal, Error> {
-        if let Some(journal) = &self.written {
+        if let Some(journal) = &self.known {
             return Ok(journal.clone());
         }
         let Some(text) = self.text()? else { return Ok(self.empty()) };
-        let journal = parse(&text, &self.interface).map_err(|why| self.set_aside(why))?;
-        self.written = Some(journal.clone());
+        let journal = parse(&text, &self.interface).map_err(|unfit| match unfit {
+            Unfit::Damaged(why) => self.set_aside(why),
+            Unfit::Foreign(owner) => self.foreign(owner),
+        })?;
+        (self.known, self.written) = (Some(journal.clone()), true);
         Ok(journal)
     }
 
     /// As [`load`](Self::load), but leaves a damaged one where it is.
     pub fn peek(&self) -> Result<Journal, Error> {
-        if let Some(journal) = &self.written {
+        if let Some(journal) = &self.known {
             return Ok(journal.clone());
         }
         let Some(text) = self.text()? else { return Ok(self.empty()) };
-        let damaged = |why: String| self.failed(io::Error::new(io::ErrorKind::InvalidData, format!("damaged: {why}")));
-        parse(&text, &self.interface).map_err(damaged)
+        parse(&text, &self.interface).map_err(|unfit| match unfit {
+            Unfit::Damaged(why) => self.failed(io::Error::new(io::ErrorKind::InvalidData, format!("damaged: {why}"))),
+            Unfit::Foreign(owner) => self.foreign(owner),
+        })
     }
 
-    /// Makes `journal` what the file holds. Nothing is written when it already is.
+    /// Makes `journal` what the file holds. Nothing is written when it already is; what could not be written is known all the
+    /// same.
     pub fn save(&mut self, journal: &Journal) -> Result<(), Error> {
-        if self.written.as_ref() == Some(journal) {
+        if self.written && self.known.as_ref() == Some(journal) {
             return Ok(());
         }
+        (self.known, self.written) = (Some(journal.clone()), false);
         let sealed = Sealed { checksum: checksum(journal), journal: journal.clone() };
         let mut text = serde_json::to_vec_pretty(&sealed).map_err(|error| self.failed(error.into()))?;
         text.push(b'\n');
         replace(&self.path, &text).map_err(|source| self.failed(source))?;
-        self.written = Some(journal.clone());
+        self.written = true;
         Ok(())
     }
 
     /// Forgets all; there is nothing left to undo.
     pub fn remove(&mut self) -> Result<(), Error> {
-        self.written = None;
+        (self.known, self.written) = (None, false);
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(error)),
             Ok(()) => sync_folder(&self.path).map_err(|source| self.failed(source)),
@@ -136,6 +155,10 @@ impl Store {
         Journal { version: VERSION, boot_id, interface, ..Journal::default() }
     }
 
+    fn foreign(&self, owner: String) -> Error {
+        Error::JournalForeign { path: self.path.clone(), owner, interface: self.interface.clone() }
+    }
+
     fn failed(&self, source: io::Error) -> Error {
         Error::Journal { path: self.path.clone(), source }
     }
@@ -151,19 +174,28 @@ impl Store {
     }
 }
 
-fn parse(text: &[u8], interface: &str) -> Result<Journal, String> {
-    let Sealed { checksum: sum, mut journal } = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+/// Why a journal is not to be used.
+enum Unfit {
+    Damaged(String),
+    /// It belongs to the agent of this other interface.
+    Foreign(String),
+}
+
+fn parse(text: &[u8], interface: &str) -> Result<Journal, Unfit> {
+    let damaged = |why: String| Err(Unfit::Damaged(why));
+    let Sealed { checksum: sum, mut journal } =
+        serde_json::from_slice(text).map_err(|error| Unfit::Damaged(error.to_string()))?;
     if sum != checksum(&journal) {
-        return Err("its checksum is wrong".to_owned());
+        return damaged("its checksum is wrong".to_owned());
     }
     if journal.version != VERSION {
-        return Err(format!("version {} is not {VERSION}", journal.version));
-    }
-    if journal.interface != interface {
-        return Err(format!("it belongs to interface {}, not {interface}", journal.interface));
+        return damaged(format!("version {} is not {VERSION}", journal.version));
     }
     if let Some(path) = journal.sysctls.keys().find(|path| SysctlKey::from_path(path).is_none()) {
-        return Err(format!("{path} is not a sysctl of an interface"));
+        return damaged(format!("{path} is not a sysctl of an interface"));
+    }
+    if journal.interface != interface {
+        return Err(Unfit::Foreign(journal.interface));
     }
     let boot_id = boot_id();
     if journal.boot_id != boot_id {

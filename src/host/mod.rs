@@ -81,6 +81,11 @@ impl Reconciler {
         })
     }
 
+    /// The interface of the agent that this state folder belongs to, when its journal says so.
+    pub fn owner(state_dir: &Path) -> Option<String> {
+        Store::owner(state_dir)
+    }
+
     /// The UDP port in use, for a configuration that leaves it to the kernel.
     pub fn set_listen_port(&mut self, port: u16) {
         self.listen_port = Some(port);
@@ -131,7 +136,10 @@ impl Reconciler {
         let fingerprints = put(&self.nft, &guard).await.map_err(unguarded)?;
         let mut journal = journal?;
         journal.nft.insert(guard.name, fingerprints);
-        self.store.save(&journal)?;
+        // The guard stands, whatever the disk says; what follows will want to write too, and fail.
+        if let Err(error) = self.store.save(&journal) {
+            tracing::debug!(%error, "the guard's fingerprint is not on disk");
+        }
         Ok(true)
     }
 
@@ -175,7 +183,7 @@ impl Reconciler {
 
     /// Whether any guard stands, be it of a process that is gone or of another configuration.
     pub async fn guard_stands(&mut self) -> Result<bool, Error> {
-        let journal = self.store.load().unwrap_or_default();
+        let journal = self.store.peek().unwrap_or_default();
         Ok(self.nft_tables(&journal).await?.guard != NftActual::Absent)
     }
 
@@ -272,9 +280,13 @@ impl Reconciler {
 
     /// Journals what these changes will overwrite, then makes them one by one.
     async fn perform(&mut self, changes: &[Change], snapshot: &Snapshot) -> Result<(Vec<Change>, Vec<Failure>), Error> {
-        let mut journal = self.store.load()?;
+        let known = self.store.load()?;
+        let mut journal = known.clone();
         record(&mut journal, changes, snapshot, &self.interface)?;
-        self.store.save(&journal)?;
+        // What takes nothing new from the kernel, as a removal, needs no room on the disk.
+        if journal != known {
+            self.store.save(&journal)?;
+        }
         let (mut applied, mut failed) = (Vec::new(), Vec::new());
         for change in changes {
             match self.one(change, snapshot, &mut journal).await {
@@ -288,7 +300,9 @@ impl Reconciler {
                 }
             }
         }
-        self.store.save(&journal)?;
+        if let Err(error) = self.store.save(&journal) {
+            failed.push(Failure::new("write the journal", error));
+        }
         Ok((applied, failed))
     }
 

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use rtnetlink::sys::{Socket, SocketAddr};
 use serde_json::Value;
@@ -16,6 +17,9 @@ use tokio::process::Command;
 use super::Error;
 use crate::plan::NftTable;
 use crate::plan::tables::fnv1a;
+
+/// For one run: a transaction takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The program nft(8).
 #[derive(Debug, Clone)]
@@ -62,11 +66,16 @@ impl Nft {
         command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Error::NftMissing)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A program that ends without reading says why on its standard error.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
-        let output = child.wait_with_output().await.map_err(Error::NftMissing)?;
+        let finished = async {
+            if let Some(mut stdin) = child.stdin.take() {
+                // A program that ends without reading says why on its standard error.
+                let _ = stdin.write_all(input.as_bytes()).await;
+            }
+            child.wait_with_output().await.map_err(Error::NftMissing)
+        };
+        let output = tokio::time::timeout(PATIENCE, finished)
+            .await
+            .map_err(|_| Error::Nft(format!("{}: no end after {PATIENCE:?}", arguments.join(" "))))??;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
