@@ -76,12 +76,9 @@ impl Running {
                     let change = change.summary();
                     tracing::warn!(change, "the kernel differed from the plan; brought back");
                 }
-                self.shown().warnings = outcome.warnings;
+                self.warn(outcome.warnings);
             }
-            Err(error) => {
-                tracing::error!(%error, "the kernel could not be brought to what it should hold");
-                self.shown().warnings = vec![error.to_string()];
-            }
+            Err(error) => self.warn(vec![error.to_string()]),
         }
     }
 
@@ -98,26 +95,9 @@ impl Running {
     /// Applies a checked configuration: what can fail first, the tunnel last.
     async fn apply(&self, changing: &mut Changing, new: &Arc<Config>) -> Result<api::Reloaded, api::Problem> {
         let old = self.config();
-        if new.host.interface != old.host.interface {
-            return Err(api::Problem {
-                refused: true,
-                errors: vec![format!(
-                    "the interface cannot change from {} to {} while the agent runs",
-                    old.host.interface, new.host.interface
-                )],
-                remedy: Some("meshd down, then meshd up".into()),
-            });
-        }
-        // Let the kernel choose once, not at every reload.
-        let moves = new.host.listen_port != old.host.listen_port || new.host.listen_port != 0;
+        refuse_new_interface(&old, new)?;
         let port = control::Agent::listen_port(self);
-        if moves {
-            control::Agent::set_listen_port(self, new.host.listen_port).map_err(|error| api::Problem {
-                refused: false,
-                errors: vec![format!("UDP port {}: {error}", new.host.listen_port)],
-                remedy: Some("choose a free listen_port".into()),
-            })?;
-        }
+        self.move_port(&old, new)?;
         changing.reconciler.set_listen_port(control::Agent::listen_port(self));
         let outcome = match changing.reconciler.reconcile(new).await {
             Ok(outcome) => outcome,
@@ -134,20 +114,38 @@ impl Running {
         if let Some(dataplane) = &*self.dataplane() {
             dataplane.nudge();
         }
-        let mut changes = Vec::new();
-        if new.private_key != old.private_key {
-            changes.push(format!("~ private key: this host is now {}", new.private_key.public_key()));
-        }
+        let mut changes = config_changes(&old, new);
         if control::Agent::listen_port(self) != port {
             changes.push(format!("~ listen port: {}", control::Agent::listen_port(self)));
         }
-        changes.extend(peer_changes(&old, new));
         changes.extend(outcome.changes.iter().map(|change| {
             let sign = if change.action() == "add" { '+' } else { '-' };
             format!("{sign} {}", change.summary())
         }));
         *self.shown() = Shown { config: Arc::clone(new), warnings: outcome.warnings.clone() };
         Ok(api::Reloaded { changes, warnings: outcome.warnings })
+    }
+
+    /// Follows `listen_port`, also back from what wg(8) set. The kernel chooses a port once, not at every reload.
+    fn move_port(&self, old: &Config, new: &Config) -> Result<(), api::Problem> {
+        let port = new.host.listen_port;
+        if port == 0 && old.host.listen_port == 0 {
+            return Ok(());
+        }
+        control::Agent::set_listen_port(self, port).map_err(|error| api::Problem {
+            refused: false,
+            errors: vec![format!("UDP port {port}: {error}")],
+            remedy: Some("choose a free listen_port".into()),
+        })
+    }
+
+    /// Shows what the last comparison with the kernel said, and logs it when it is news.
+    fn warn(&self, warnings: Vec<String>) {
+        let mut shown = self.shown();
+        for warning in warnings.iter().filter(|warning| !shown.warnings.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
+        shown.warnings = warnings;
     }
 }
 
@@ -255,14 +253,29 @@ fn problem(error: &host::Error) -> api::Problem {
     api::Problem { refused: false, errors: vec![error.to_string()], remedy: error.remedy().map(ToString::to_string) }
 }
 
-fn peer_changes(old: &Config, new: &Config) -> Vec<String> {
+fn refuse_new_interface(old: &Config, new: &Config) -> Result<(), api::Problem> {
+    let (old, new) = (&old.host.interface, &new.host.interface);
+    if old == new {
+        return Ok(());
+    }
+    Err(api::Problem {
+        refused: true,
+        errors: vec![format!("the interface cannot change from {old} to {new} while the agent runs")],
+        remedy: Some("meshd down, then meshd up".into()),
+    })
+}
+
+/// What differs beside the kernel's part, one line each.
+fn config_changes(old: &Config, new: &Config) -> Vec<String> {
+    let key = new.private_key.public_key();
+    let rekeyed = (new.private_key != old.private_key).then(|| format!("~ private key: this host is now {key}"));
     let gone =
         old.peers.iter().filter(|peer| new.peer(&peer.name).is_none()).map(|peer| format!("- peer {}", peer.name));
     let other = new.peers.iter().filter_map(|peer| match old.peer(&peer.name) {
         None => Some(format!("+ peer {}", peer.name)),
         Some(before) => (before != peer).then(|| format!("~ peer {}", peer.name)),
     });
-    gone.chain(other).collect()
+    rekeyed.into_iter().chain(gone).chain(other).collect()
 }
 
 fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {

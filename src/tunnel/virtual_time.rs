@@ -493,6 +493,22 @@ fn under_load_a_handshake_needs_a_cookie_and_still_completes() {
 }
 
 #[test]
+fn a_flood_from_one_source_costs_a_handful_of_cookies() {
+    let mut network = Network::mesh(2);
+    network.send(0, 1, 1);
+    let initiation = network.wire[0].3.clone();
+    network.flying.clear();
+    let (source, target) = (([198, 51, 100, 1], 1000).into(), network.hosts[1].addr);
+    for _ in 0..2_000 {
+        network.deliver(source, target, &initiation);
+    }
+    assert_eq!(network.sent_of(message::COOKIE_REPLY, 1), 5);
+    // Somebody else is asked for a cookie in the same second.
+    network.deliver(([198, 51, 100, 2], 1000).into(), target, &initiation);
+    assert_eq!(network.sent_of(message::COOKIE_REPLY, 1), 6);
+}
+
+#[test]
 fn malformed_messages_of_every_length_are_refused() {
     let mut network = Network::mesh(2);
     network.send(0, 1, 1);
