@@ -5,7 +5,6 @@
 //!
 //! 1. [`arm_guard`](Reconciler::arm_guard), before the tunnel's interface exists. It needs no journal and no route.
 //! 2. [`reconcile`](Reconciler::reconcile) whenever something may differ; nothing is touched that is as it should be.
-//!    [`drifted`](Reconciler::drifted) says cheaply whether something does.
 //! 3. [`teardown`](Reconciler::teardown), also of what a crashed agent left: the kernel's state, the journal and the
 //!    interface's name suffice.
 //!
