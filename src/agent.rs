@@ -33,8 +33,6 @@ use crate::tunnel::Device;
 use endpoints::Endpoints;
 use running::{Changing, Running, Shown};
 
-/// From SIGKILL to the end of a process: its threads have to leave the kernel first.
-const DEATH_LIMIT: Duration = Duration::from_secs(2);
 /// How often names of silent peers are looked at, and the kernel is compared with the plan.
 const TEND: Duration = Duration::from_secs(5);
 
@@ -52,23 +50,29 @@ pub struct UpOptions {
 /// # Errors
 /// What kept it from starting.
 pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
-    require_privilege("up")?;
-    let lock = take_run_dir(&dirs.run)?;
     if options.detach {
-        drop(lock);
+        require_privilege("up")?;
+        drop(take_run_dir(&dirs.run)?);
         for warning in detach::start(dirs)? {
             eprintln!("meshd: warning: {warning}");
         }
         return Ok(());
     }
-    start_logging();
-    let runtime = runtime()?;
-    let result = runtime.block_on(supervise(dirs, &lock, options.ready_on_stdout));
-    // A resolver that does not answer must not hold up the end.
-    runtime.shutdown_background();
+    let result = run_here(dirs, options.ready_on_stdout);
     if let (Err(failure), true) = (&result, options.ready_on_stdout) {
         detach::report(Err(failure));
     }
+    result
+}
+
+fn run_here(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
+    require_privilege("up")?;
+    let lock = take_run_dir(&dirs.run)?;
+    start_logging();
+    let runtime = runtime()?;
+    let result = runtime.block_on(supervise(dirs, &lock, ready_on_stdout));
+    // A resolver that does not answer must not hold up the end.
+    runtime.shutdown_background();
     result
 }
 
@@ -197,7 +201,7 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result
     Ok((device, dataplane, endpoints, outcome))
 }
 
-/// Signals, changes of links, and what is due from time to time, until the end.
+/// Signals, news from the kernel, and what is due from time to time, until the end.
 async fn tend(running: &Running, events: &mut Events) {
     let mut ending = running.ending.subscribe();
     let mut due = tokio::time::interval_at(tokio::time::Instant::now() + TEND, TEND);
@@ -288,7 +292,7 @@ fn require_privilege(what: &str) -> Result<(), Failure> {
 fn take_run_dir(run_dir: &Path) -> Result<RunLock, Failure> {
     let dying = || {
         let silent = Client::connect(run_dir).is_err();
-        silent && control::running(run_dir).is_none_or(|agent| agent.wait(DEATH_LIMIT))
+        silent && control::running(run_dir).is_none_or(|agent| agent.wait(control::DEATH_LIMIT))
     };
     let lock = match control::lock(run_dir) {
         Err(LockError::AlreadyRunning { .. }) if dying() => control::lock(run_dir),
@@ -303,8 +307,13 @@ fn refuse_foreign_interface(what: &str, name: &str) -> Result<(), Failure> {
     if nix::net::if_::if_nametoindex(name).is_err() {
         return Ok(());
     }
-    let remedy = format!("end the agent that has it, or choose another `interface`; look with: ip -d link show {name}");
-    Err(Failure::new(1, format!("{what}: interface {name} exists: another agent or program has it")).try_this(remedy))
+    Err(Failure::new(1, format!("{what}: interface {name} exists: another agent or program has it"))
+        .try_this(free(name)))
+}
+
+/// How to come by an interface that is in use.
+fn free(name: &str) -> String {
+    format!("end the agent that has it, or choose another `interface`; look with: ip -d link show {name}")
 }
 
 fn failure(what: &str, error: &host::Error) -> Failure {
@@ -314,12 +323,7 @@ fn failure(what: &str, error: &host::Error) -> Failure {
 fn no_interface(name: &str, error: &io::Error) -> Failure {
     let (code, remedy) = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => (4, "run it as root: sudo meshd up".to_owned()),
-        Some(libc::EBUSY | libc::EEXIST | libc::EINVAL) => (
-            1,
-            format!(
-                "another program has an interface {name}: look with `ip -d link show {name}`, or choose another `interface` in meshd.toml"
-            ),
-        ),
+        Some(libc::EBUSY | libc::EEXIST | libc::EINVAL) => (1, free(name)),
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => (1, "modprobe tun".to_owned()),
         _ => (1, "look at the kernel's log: dmesg | tail".to_owned()),
     };

@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use super::{Dirs, Failure, ask, page};
 use crate::control::client::{Client, ClientError};
-use crate::control::running;
+use crate::control::{DEATH_LIMIT, running};
 
 /// From the agent's answer, when the host is clean already, to the end of its process.
 const END_LIMIT: Duration = Duration::from_secs(10);
-/// From SIGKILL to the end of a process: its threads have to leave the kernel first.
-const DEATH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Stop the agent and remove all that it programmed.
 #[derive(clap::Args, Debug)]
@@ -30,12 +28,12 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     let agent = running(&dirs.run);
     let ended = |limit| agent.as_ref().is_none_or(|agent| agent.wait(limit));
     let said = match Client::connect(&dirs.run).and_then(|mut client| client.down(args.keep_guard)) {
-        Ok(()) if ended(END_LIMIT) && args.keep_guard => "stopped; the guard stays armed",
-        Ok(()) if ended(END_LIMIT) => "stopped",
-        Ok(()) => {
+        Ok(()) if !ended(END_LIMIT) => {
             let pid = agent.and_then(|agent| agent.pid);
             return Err(ask::failure("down", ClientError::NotAnswering { pid }));
         }
+        Ok(()) if args.keep_guard => "stopped; the guard stays armed",
+        Ok(()) => "stopped",
         // Nobody answers: gone, or just killed. Then what it left is removed from here.
         Err(ClientError::NotRunning | ClientError::NotAnswering { .. } | ClientError::Io { .. })
             if ended(DEATH_LIMIT) =>

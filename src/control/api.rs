@@ -76,7 +76,7 @@ pub struct BridgeStatus {
 /// The state of the nft guard for one bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Guard {
     Armed,
     Off,

@@ -17,6 +17,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::socket::ensure_dir;
 
+/// From SIGKILL to the end of a process: its threads have to leave the kernel first.
+pub const DEATH_LIMIT: Duration = Duration::from_secs(2);
+
 /// The pid file's name in the run directory.
 pub const PID_FILE: &str = "meshd.pid";
 

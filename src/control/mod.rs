@@ -17,7 +17,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use lock::{LockError, PID_FILE, RunLock, Running, lock, running};
+pub use lock::{DEATH_LIMIT, LockError, PID_FILE, RunLock, Running, lock, running};
 pub use socket::{BindError, Listener};
 
 use crate::key::PrivateKey;

@@ -16,7 +16,7 @@ use super::{
 
 /// One change of the kernel's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Change {
     /// Puts the table there in one transaction, in the place of one of the same name.
     ArmGuard(NftTable),

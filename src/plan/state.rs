@@ -53,7 +53,7 @@ pub struct ActualState {
 
 /// An IP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Family {
     V4,
     V6,
