@@ -23,7 +23,7 @@ mod table;
 mod virtual_time;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -235,6 +235,11 @@ impl Device {
         self.table.load().peers.values().map(|peer| snapshot(&peer.lock(), now)).collect()
     }
 
+    /// Whose allowed IPs contain `addr` most specifically.
+    pub fn owner(&self, addr: IpAddr) -> Option<PublicKey> {
+        self.table.load().route(addr).map(|peer| peer.key)
+    }
+
     /// Makes a new table of what `edit` leaves of the settings, with a new private key when it returns one.
     fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Vec<PeerSettings>) -> Option<PrivateKey>) {
         let _changing = lock(&self.changing);
@@ -278,7 +283,7 @@ struct Opener<'t> {
     /// The peer of the previous data message, still locked.
     held: Option<(&'t Arc<Peer>, MutexGuard<'t, Session>)>,
     /// The source address last found to be the held peer's.
-    proven: Option<std::net::IpAddr>,
+    proven: Option<IpAddr>,
 }
 
 impl<'t> Opener<'t> {

@@ -1,0 +1,47 @@
+//! The tunnel without its sockets, encryption included: `cargo bench --bench tunnel`.
+
+mod fixtures;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+use fixtures::{Pair, SEGMENTS, routes};
+
+fn lookup(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("allowed IPs");
+    for prefixes in [1, 1_000, 100_000] {
+        let (device, addresses) = routes(prefixes);
+        let mut next = addresses.iter().cycle();
+        group.bench_function(format!("{prefixes} prefixes"), |bench| {
+            bench.iter(|| device.owner(black_box(*next.next().expect("endless"))).expect("an owner"));
+        });
+    }
+    group.finish();
+}
+
+fn batch(criterion: &mut Criterion) {
+    let mut pair = Pair::new();
+    let mut group = criterion.benchmark_group("44 segments");
+    group.throughput(Throughput::Elements(SEGMENTS as u64));
+    group.bench_function("seal", |bench| bench.iter(|| pair.seal()));
+    // Each batch opens once, for it is a replay after that.
+    group.bench_function("open", |bench| {
+        bench.iter_custom(|rounds| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..rounds {
+                pair.seal();
+                let started = Instant::now();
+                pair.open();
+                spent += started.elapsed();
+            }
+            assert_eq!(pair.inbox.packets.len(), SEGMENTS);
+            spent
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lookup, batch);
+criterion_main!(benches);
