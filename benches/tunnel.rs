@@ -3,6 +3,7 @@
 mod fixtures;
 
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -13,10 +14,13 @@ fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("allowed IPs");
     for prefixes in [1, 1_000, 100_000] {
         let (device, addresses) = routes(prefixes);
-        let mut next = addresses.iter().cycle();
-        group.bench_function(format!("{prefixes} prefixes"), |bench| {
-            bench.iter(|| device.owner(black_box(*next.next().expect("endless"))).expect("an owner"));
-        });
+        let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
+        for (family, addresses) in [("IPv4", v4), ("IPv6", v6)].iter().filter(|(_, addresses)| !addresses.is_empty()) {
+            let mut next = addresses.iter().cycle();
+            group.bench_function(format!("{prefixes} prefixes, {family}"), |bench| {
+                bench.iter(|| device.owner(black_box(*next.next().expect("endless"))).expect("an owner"));
+            });
+        }
     }
     group.finish();
 }
