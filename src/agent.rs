@@ -194,6 +194,7 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result
     let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
+    device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
     device.configure(&config.private_key, &endpoints.settings(config).await, now);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)

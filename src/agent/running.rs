@@ -110,6 +110,7 @@ impl Running {
         };
         let settings = self.endpoints.lock().await.settings(new).await;
         self.device.set_mtu(new.host.mtu);
+        self.device.set_copy_dscp(new.host.copy_dscp);
         self.device.configure(&new.private_key, &settings, Instant::now());
         if let Some(dataplane) = &*self.dataplane() {
             dataplane.nudge();

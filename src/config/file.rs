@@ -105,6 +105,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
         let listen_port = reader.integer(&mut top, "listen_port", 0..=u16::MAX, "; 0 picks one");
         let endpoint = reader.string(&mut top, "endpoint", value::endpoint);
         let mtu = reader.integer(&mut top, "mtu", MTU, "; IPv6 needs 1280");
+        let copy_dscp = reader.boolean(&mut top, "copy_dscp");
         let bridges = reader.sections(&mut top, "bridge").into_iter().map(|at| bridge(reader, at)).collect::<Vec<_>>();
         let lans = reader.sections(&mut top, "lan").into_iter().map(|at| lan(reader, at)).collect::<Vec<_>>();
         let exit = reader.section(&mut top, "exit").map(|at| exit(reader, at));
@@ -118,6 +119,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
             listen_port: listen_port.unwrap_or(DEFAULT_LISTEN_PORT),
             endpoint,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
+            copy_dscp: copy_dscp.unwrap_or(false),
             bridges: bridges.into_iter().flatten().collect(),
             lans: lans.into_iter().flatten().collect(),
             exit,

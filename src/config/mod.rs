@@ -53,6 +53,8 @@ pub struct Host {
     pub endpoint: Option<Endpoint>,
     /// Of the tunnel, in bytes.
     pub mtu: u16,
+    /// Whether the outer header takes the DSCP of the packet inside.
+    pub copy_dscp: bool,
     /// Container bridges.
     pub bridges: Vec<Bridge>,
     /// Networks behind this host that peers may reach.

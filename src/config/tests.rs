@@ -67,6 +67,7 @@ addresses = ["10.88.0.2/24", "fd88::2/64"]
 listen_port = 51821
 endpoint = "home.example.net:51820"
 mtu = 1400
+copy_dscp = true
 
 [[bridge]]
 name = "br0"
@@ -108,6 +109,7 @@ to = "10.89.2.10:443"
                 listen_port: 51821,
                 endpoint: Some(Endpoint::Name("home.example.net".into(), 51820)),
                 mtu: 1400,
+                copy_dscp: true,
                 bridges: vec![Bridge {
                     name: "br0".into(),
                     subnets: vec![net("10.89.2.0/24"), net("fd89:2::/64")],
@@ -150,7 +152,7 @@ to = "10.89.2.10:443"
 #[test]
 fn what_is_left_out_has_its_default() {
     let host = parse(&files(HOME, &[])).unwrap().host;
-    assert_eq!((host.interface.as_str(), host.listen_port, host.mtu), ("mesh0", 51820, 1420));
+    assert_eq!((host.interface.as_str(), host.listen_port, host.mtu, host.copy_dscp), ("mesh0", 51820, 1420, false));
     assert_eq!((&host.bridges[0].egress, host.bridges[0].allow.len()), (&Egress::Direct, 0));
     assert_eq!((host.endpoint, host.exit, host.lans.len(), host.publish.len()), (None, None, 0, 0));
 }
@@ -192,7 +194,7 @@ to = "10.89.2.10"
             "meshd.toml:4: listen_port 70000: expected 0 to 65535; 0 picks one",
             "meshd.toml:5: mtu: expected a whole number, found the string \"1420\"",
             "meshd.toml:6: unknown key \"colour\"; known keys: name, interface, addresses, listen_port, endpoint, mtu, \
-             bridge, lan, exit, publish",
+             copy_dscp, bridge, lan, exit, publish",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
             "meshd.toml:11: bridge \"br0\": egress: expected a string, found true",

@@ -12,7 +12,7 @@ use crate::tunnel::{Datagrams, Path, Run};
 
 /// Bytes of socket buffer, each way: what arrives while a batch is sealed or opened.
 const SOCKET_BUFFER: libc::c_int = 4 << 20;
-/// Room for `in6_pktinfo` and one `u16`, each with its header.
+/// Room for `in6_pktinfo` and two integers, each with its header.
 const CONTROL: usize = 96;
 
 /// A bound UDP socket.
@@ -59,7 +59,9 @@ impl Udp {
         // The outer packet may be fragmented on the way, as the kernel's WireGuard allows: a path that drops ICMP and
         // has a smaller MTU would swallow every full packet otherwise.
         udp.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+        udp.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         if dual {
+            udp.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
@@ -105,7 +107,7 @@ impl Udp {
         let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
         let remote = parse_sockaddr(&from).ok_or(io::ErrorKind::InvalidData)?;
-        let (mut segment, mut local) = (len, None);
+        let (mut segment, mut local, mut traffic_class) = (len, None, 0);
         // SAFETY: the kernel filled `control` and set `msg_controllen`; the CMSG macros stay within it.
         unsafe {
             let mut cmsg = libc::CMSG_FIRSTHDR(&raw const message);
@@ -123,19 +125,24 @@ impl Udp {
                         let info = data.cast::<libc::in_pktinfo>().read_unaligned();
                         local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
                     }
+                    // One byte in IPv4, an integer in IPv6.
+                    (libc::IPPROTO_IP, libc::IP_TOS) => traffic_class = data.read(),
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                        traffic_class = data.cast::<libc::c_int>().read_unaligned() as u8;
+                    }
                     _ => {}
                 }
                 cmsg = libc::CMSG_NXTHDR(&raw const message, cmsg);
             }
         }
-        Ok(Datagrams { bytes: &buffer[..len], segment, path: Path { remote, local } })
+        Ok(Datagrams { bytes: &buffer[..len], segment, path: Path { remote, local }, traffic_class })
     }
 
     /// Sends a run, at once where `UDP_SEGMENT` works. What cannot be sent is lost, as on any link.
     pub fn send(&self, run: &Run<'_>) {
         let single = run.bytes.len() <= run.segment;
         if !single && self.gso.load(Ordering::Relaxed) {
-            let Err(error) = self.send_from(run.path, run.bytes, Some(run.segment as u16)) else { return };
+            let Err(error) = self.send_from(run, run.bytes, Some(run.segment as u16)) else { return };
             match error.raw_os_error() {
                 // The device cannot checksum what it would have to cut (udp_send_skb, net/ipv4/udp.c).
                 Some(libc::EIO) => self.give_up_gso("the outgoing device cannot checksum"),
@@ -145,15 +152,16 @@ impl Udp {
             }
         }
         for datagram in run.bytes.chunks(run.segment.max(1)) {
-            if let Err(error) = self.send_from(run.path, datagram, None) {
+            if let Err(error) = self.send_from(run, datagram, None) {
                 trace_lost(&error);
             }
         }
     }
 
     /// One `sendmsg`, from the address that the peer knows unless that is gone.
-    fn send_from(&self, path: Path, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
-        let result = self.sendmsg(path, bytes, segment);
+    fn send_from(&self, run: &Run<'_>, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+        let (path, class) = (run.path, run.traffic_class);
+        let result = self.sendmsg(path, class, bytes, segment);
         match &result {
             Err(error)
                 if path.local.is_some()
@@ -162,13 +170,13 @@ impl Udp {
                         Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EHOSTUNREACH)
                     ) =>
             {
-                self.sendmsg(Path { local: None, ..path }, bytes, segment)
+                self.sendmsg(Path { local: None, ..path }, class, bytes, segment)
             }
             _ => result,
         }
     }
 
-    fn sendmsg(&self, path: Path, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+    fn sendmsg(&self, path: Path, traffic_class: u8, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
         if !self.dual && path.remote.is_ipv6() {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         }
@@ -184,11 +192,20 @@ impl Udp {
         message.msg_control = (&raw mut control).cast();
         message.msg_controllen = CONTROL;
         let mut used = 0;
-        // SAFETY: CONTROL has room for both messages (checked by a test), and `control` outlives the call.
+        // SAFETY: CONTROL has room for all messages (checked by a test), and `control` outlives the call.
         unsafe {
             let mut cmsg = libc::CMSG_FIRSTHDR(&raw const message);
             if let Some(segment) = segment {
                 used += put(cmsg, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+                cmsg = libc::CMSG_NXTHDR(&raw const message, cmsg);
+            }
+            if traffic_class != 0 {
+                // The headers that go out are of the remote's family, whatever the socket's.
+                let (level, kind) = match path.remote {
+                    SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                    SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+                };
+                used += put(cmsg, level, kind, libc::c_int::from(traffic_class));
                 cmsg = libc::CMSG_NXTHDR(&raw const message, cmsg);
             }
             match path.local {
@@ -329,7 +346,7 @@ fn segmentation_works() -> bool {
         receiver.set(libc::SOL_UDP, libc::UDP_GRO, 0)?;
         let bytes: Vec<u8> = (0u8..=255).cycle().take(3 * 400).collect();
         let path = Path { remote: (Ipv4Addr::LOCALHOST, receiver.port()).into(), local: None };
-        sender.sendmsg(path, &bytes, Some(400))?;
+        sender.sendmsg(path, 0, &bytes, Some(400))?;
         let mut buffer = [0; 2048];
         for expected in bytes.chunks(400) {
             // Loopback delivers within sendmsg, so nothing to read means nothing was sent.
@@ -367,7 +384,7 @@ mod tests {
     #[test]
     fn control_messages_fit() {
         // SAFETY: CMSG_SPACE only computes.
-        let need = unsafe { libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as _) + libc::CMSG_SPACE(4) };
+        let need = unsafe { libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as _) + 2 * libc::CMSG_SPACE(4) };
         assert!(need as usize <= CONTROL);
     }
 
@@ -377,7 +394,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let path = Path { remote: (ip, b.port()).into(), local: Some(ip) };
-            a.send(&Run { path, bytes: &bytes, segment: 300 });
+            a.send(&Run { path, traffic_class: 0, bytes: &bytes, segment: 300 });
             let got = receive(&b, 4);
             assert_eq!(got.iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [300, 300, 300, 100]);
             assert!(got.iter().all(|(from, _)| *from == SocketAddr::from((ip, a.port()))));
@@ -386,10 +403,30 @@ mod tests {
     }
 
     #[test]
+    fn traffic_classes_cross_over_both_families() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let mut buffer = vec![0; 1 << 16];
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let path = Path { remote: (ip, b.port()).into(), local: Some(ip) };
+            for traffic_class in [0, 2, 3, 0x88] {
+                for bytes in [&[7; 100][..], &[7; 250]] {
+                    a.send(&Run { path, traffic_class, bytes, segment: 100 });
+                    let mut len = 0;
+                    while len < bytes.len() {
+                        let datagrams = b.recv(&mut buffer).unwrap();
+                        assert_eq!(datagrams.traffic_class, traffic_class, "{ip}");
+                        len += datagrams.bytes.len();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_vanished_source_address_does_not_keep_a_datagram_back() {
         let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: Some([192, 0, 2, 77].into()) };
-        a.send(&Run { path, bytes: b"still here", segment: 10 });
+        a.send(&Run { path, traffic_class: 0, bytes: b"still here", segment: 10 });
         assert_eq!(receive(&b, 1)[0].1, b"still here");
     }
 
@@ -398,7 +435,7 @@ mod tests {
         let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
         a.give_up_gso("the test says so");
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
-        a.send(&Run { path, bytes: &[7; 250], segment: 100 });
+        a.send(&Run { path, traffic_class: 0, bytes: &[7; 250], segment: 100 });
         assert_eq!(receive(&b, 3).iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [100, 100, 50]);
     }
 

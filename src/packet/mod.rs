@@ -1,4 +1,4 @@
-//! IP packets as bytes: views, checksums, segmentation, coalescing and the virtio-net header. Pure.
+//! IP packets as bytes: views, checksums, congestion marks, segmentation, coalescing and the virtio-net header. Pure.
 //!
 //! The way of a super-packet through here, out of the host: the TUN device delivers a [`VnetHeader`] and up to 64 KiB
 //! of one flow, [`segment`](segment::segment) hands on its MTU-sized packets one by one, in place. Into the host:
@@ -7,6 +7,7 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod ecn;
 pub mod ip;
 pub mod segment;
 pub mod virtio;

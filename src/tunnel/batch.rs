@@ -26,6 +26,7 @@ pub struct Outbox {
 struct Sealed {
     len: usize,
     path: Path,
+    traffic_class: u8,
 }
 
 /// Consecutive datagrams that one `sendmsg` with `UDP_SEGMENT` can carry.
@@ -33,6 +34,8 @@ struct Sealed {
 pub struct Run<'a> {
     /// Where to.
     pub path: Path,
+    /// TOS or traffic class of the outer header.
+    pub traffic_class: u8,
     /// The datagrams, back to back.
     pub bytes: &'a [u8],
     /// The length of each but the last, which may be shorter.
@@ -90,13 +93,13 @@ impl Outbox {
     }
 
     /// Keeps the first `len` bytes of what was [`Outbox::spare`] as one datagram.
-    pub(super) fn commit(&mut self, len: usize, path: Path) {
+    pub(super) fn commit(&mut self, len: usize, path: Path, traffic_class: u8) {
         self.used += len;
-        self.sealed.push(Sealed { len, path });
+        self.sealed.push(Sealed { len, path, traffic_class });
     }
 
-    /// The datagrams, gathered into as few runs as `UDP_SEGMENT` allows: one destination, one length, the last may be
-    /// shorter.
+    /// The datagrams, gathered into as few runs as `UDP_SEGMENT` allows: one destination, one traffic class, one length;
+    /// the last may be shorter.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
         let mut next = 0;
         let mut start = 0;
@@ -106,6 +109,7 @@ impl Outbox {
             let begin = next;
             while let Some(sealed) = self.sealed.get(next) {
                 let fits = sealed.path == first.path
+                    && sealed.traffic_class == first.traffic_class
                     && sealed.len <= first.len
                     && next - begin < MAX_SEGMENTS
                     && end - start + sealed.len <= MAX_UDP_PAYLOAD.max(first.len);
@@ -118,7 +122,8 @@ impl Outbox {
                     break;
                 }
             }
-            let run = Run { path: first.path, bytes: &self.arena[start..end], segment: first.len };
+            let (path, traffic_class) = (first.path, first.traffic_class);
+            let run = Run { path, traffic_class, bytes: &self.arena[start..end], segment: first.len };
             start = end;
             Some(run)
         })
@@ -146,6 +151,8 @@ pub struct Datagrams<'a> {
     pub segment: usize,
     /// Where they came from, and to.
     pub path: Path,
+    /// TOS or traffic class of their outer headers.
+    pub traffic_class: u8,
 }
 
 impl<'a> Datagrams<'a> {
@@ -206,7 +213,7 @@ mod tests {
     fn runs(lens: &[(usize, u16)]) -> Vec<(u16, usize, usize)> {
         let mut outbox = Outbox::new();
         for &(len, port) in lens {
-            outbox.commit(len, path(port));
+            outbox.commit(len, path(port), 0);
         }
         outbox.runs().map(|run| (run.path.remote.port(), run.bytes.len(), run.segment)).collect()
     }
@@ -220,6 +227,16 @@ mod tests {
     fn a_longer_datagram_or_another_peer_starts_a_run() {
         assert_eq!(runs(&[(60, 1), (100, 1)]), [(1, 60, 60), (1, 100, 100)]);
         assert_eq!(runs(&[(60, 1), (60, 2), (60, 1)]), [(1, 60, 60), (2, 60, 60), (1, 60, 60)]);
+    }
+
+    #[test]
+    fn another_traffic_class_starts_a_run() {
+        let mut outbox = Outbox::new();
+        for traffic_class in [2, 2, 3, 2] {
+            outbox.commit(100, path(1), traffic_class);
+        }
+        let runs: Vec<_> = outbox.runs().map(|run| (run.traffic_class, run.bytes.len())).collect();
+        assert_eq!(runs, [(2, 200), (3, 100), (2, 100)]);
     }
 
     #[test]

@@ -17,6 +17,15 @@ pub(super) fn kind(datagram: &[u8]) -> Option<u8> {
     }
 }
 
+/// What the outer header of a message of this kind bears where no packet inside says otherwise: AF41 for handshakes, as the
+/// kernel's WireGuard has it (`HANDSHAKE_DSCP` in drivers/net/wireguard/messages.h), so that they pass a queue of data.
+pub(super) fn traffic_class(kind: u8) -> u8 {
+    match kind {
+        HANDSHAKE_INITIATION | HANDSHAKE_RESPONSE => 0x88,
+        _ => 0,
+    }
+}
+
 /// The receiver index of all messages but an initiation.
 pub(super) fn receiver(datagram: &[u8]) -> Option<u32> {
     let at = if *datagram.first()? == HANDSHAKE_RESPONSE { 8 } else { 4 };

@@ -24,7 +24,7 @@ mod virtual_time;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,9 +37,9 @@ use ipnet::IpNet;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
-use crate::packet::ip;
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
+use crate::packet::{ecn, ip};
 use gate::{Gate, Verdict};
 use peer::{Opened, Peer, Session};
 use table::Table;
@@ -101,6 +101,9 @@ pub struct Drops {
     pub refused: AtomicU64,
     /// From the wire: authentic, but the source address is not the sender's to use.
     pub spoofed: AtomicU64,
+    /// From the wire: authentic, but marked as having met congestion, while the packet inside cannot bear a mark (RFC
+    /// 6040, section 4.2).
+    pub congested: AtomicU64,
 }
 
 /// One WireGuard interface: a private key and its peers.
@@ -110,6 +113,8 @@ pub struct Device {
     changing: Mutex<()>,
     /// Of the tunnel, in bytes: padding never exceeds it.
     mtu: AtomicU16,
+    /// What the outer header takes of the inner traffic class.
+    copied: AtomicU8,
     /// Why packets were dropped.
     pub drops: Drops,
 }
@@ -118,7 +123,13 @@ impl Device {
     /// A device without peers, for a tunnel of `mtu` bytes.
     pub fn new(private_key: PrivateKey, mtu: u16, now: Instant) -> Self {
         let table = empty_table(private_key, now);
-        Self { table: ArcSwap::from_pointee(table), changing: Mutex::new(()), mtu: mtu.into(), drops: Drops::default() }
+        Self {
+            table: ArcSwap::from_pointee(table),
+            changing: Mutex::new(()),
+            mtu: mtu.into(),
+            copied: ecn::MASK.into(),
+            drops: Drops::default(),
+        }
     }
 
     /// Seals what one read of the TUN device delivered: `buffer[..len]` behind its virtio `header`. `buffer` has 16
@@ -130,7 +141,8 @@ impl Device {
         let mut session = peer.lock();
         let mut reachable = true;
         let mtu = self.mtu.load(Ordering::Relaxed).into();
-        let cut = segment(header, buffer, len, mtu, |packet| reachable &= session.seal(packet, out, now));
+        let class = ecn::traffic_class(&buffer[..len]) & self.copied.load(Ordering::Relaxed);
+        let cut = segment(header, buffer, len, mtu, |packet| reachable &= session.seal(packet, class, out, now));
         if cut.is_err() {
             count(&self.drops.malformed);
         } else if !reachable {
@@ -141,8 +153,9 @@ impl Device {
     /// Opens what one read of the UDP socket delivered. `inbox` is empty; `wall` stamps completed handshakes.
     pub fn open(&self, datagrams: Datagrams<'_>, inbox: &mut Inbox, out: &mut Outbox, now: Instant, wall: SystemTime) {
         let table = self.table.load();
+        let Datagrams { path, traffic_class, .. } = datagrams;
         let mut opener =
-            Opener { device: self, table: &table, path: datagrams.path, now, wall, held: None, proven: None };
+            Opener { device: self, table: &table, path, traffic_class, now, wall, held: None, proven: None };
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
                 Some(message::DATA) => opener.data(datagram, inbox, out),
@@ -220,6 +233,12 @@ impl Device {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
+    /// Whether outer headers take the inner DSCP too, which tells who sees them what is inside. The ECN field they take
+    /// always.
+    pub fn set_copy_dscp(&self, copy: bool) {
+        self.copied.store(if copy { u8::MAX } else { ecn::MASK }, Ordering::Relaxed);
+    }
+
     /// The device's identity.
     pub fn public_key(&self) -> PublicKey {
         self.table.load().public_key
@@ -278,6 +297,7 @@ struct Opener<'t> {
     device: &'t Device,
     table: &'t Table,
     path: Path,
+    traffic_class: u8,
     now: Instant,
     wall: SystemTime,
     /// The peer of the previous data message, still locked.
@@ -304,7 +324,11 @@ impl<'t> Opener<'t> {
                 let own = |addr| self.table.route(addr).is_some_and(|owner| Arc::ptr_eq(owner, peer));
                 if source.is_some() && (source == self.proven || source.is_some_and(own)) {
                     self.proven = source;
-                    inbox.commit(len);
+                    if ecn::decapsulate(&mut inbox.spare()[..len], self.traffic_class) {
+                        inbox.commit(len);
+                    } else {
+                        count(&self.device.drops.congested);
+                    }
                 } else {
                     count(&self.device.drops.spoofed);
                 }
@@ -326,7 +350,7 @@ impl<'t> Opener<'t> {
             match self.table.gate.judge(datagram, self.path.remote.ip(), out.spare(), self.now) {
                 Verdict::Admit => self.sender(datagram),
                 Verdict::Challenge(len) => {
-                    out.commit(len, self.path);
+                    out.commit(len, self.path, 0);
                     return true;
                 }
                 Verdict::Drop => None,

@@ -133,12 +133,17 @@ impl Session {
     }
 
     /// Seals one packet, or queues it and begins a handshake. False when there is nowhere to send to.
-    pub(super) fn seal(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+    /// `traffic_class` is for the outer header.
+    pub(super) fn seal(&mut self, packet: &[u8], traffic_class: u8, out: &mut Outbox, now: Instant) -> bool {
         let Some(path) = self.path.filter(|_| out.fits(packet.len())) else { return false };
         match self.tunn.encapsulate(packet, out.spare()) {
             TunnResult::WriteToNetwork(datagram) => {
-                let sent = Sent::of(datagram);
-                self.queued |= sent.kind != message::DATA;
+                let mut sent = Sent::of(datagram);
+                if sent.kind == message::DATA {
+                    sent.traffic_class = traffic_class;
+                } else {
+                    self.queued = true;
+                }
                 self.commit(&sent, path, out, now);
             }
             _ => self.queued = true,
@@ -251,7 +256,7 @@ impl Session {
         }
         self.last_traversal = now;
         self.tx_bytes += sent.len as u64;
-        out.commit(sent.len, path);
+        out.commit(sent.len, path, sent.traffic_class);
     }
 
     fn authenticated(&mut self, len: usize, path: Path, now: Instant) {
@@ -272,10 +277,13 @@ struct Sent {
     len: usize,
     kind: u8,
     sender: Option<u32>,
+    traffic_class: u8,
 }
 
 impl Sent {
     fn of(datagram: &[u8]) -> Self {
-        Self { len: datagram.len(), kind: datagram[0], sender: message::sender(datagram) }
+        let kind = datagram[0];
+        let traffic_class = message::traffic_class(kind);
+        Self { len: datagram.len(), kind, sender: message::sender(datagram), traffic_class }
     }
 }

@@ -148,7 +148,13 @@ impl Network {
         let Host { device, outbox, received, .. } = &mut self.hosts[host];
         let mut inbox = Inbox::new();
         let path = Path { remote: from, local: Some(to.ip()) };
-        device.open(Datagrams { bytes: datagram, segment: datagram.len(), path }, &mut inbox, outbox, now, wall);
+        device.open(
+            Datagrams { bytes: datagram, segment: datagram.len(), path, traffic_class: 0 },
+            &mut inbox,
+            outbox,
+            now,
+            wall,
+        );
         received.extend(inbox.packets.iter().map(|range| inbox.arena[range.clone()].to_vec()));
         self.transmit(host);
     }
