@@ -1,6 +1,7 @@
 //! The agent while it runs: what it holds, and what it is asked over the control socket.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -140,6 +141,25 @@ impl Running {
         })
     }
 
+    fn drops(&self) -> api::Drops {
+        let (drops, losses) =
+            (&self.device.drops, self.dataplane().as_ref().map(Dataplane::losses).unwrap_or_default());
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        api::Drops {
+            unroutable: of(&drops.unroutable),
+            unreachable: of(&drops.unreachable),
+            unanswered: of(&drops.unanswered),
+            malformed: of(&drops.malformed),
+            refused: of(&drops.refused),
+            spoofed: of(&drops.spoofed),
+            congested: of(&drops.congested),
+            unsent: losses.unsent,
+            unwritten: losses.unwritten,
+            socket_overflow: losses.socket_overflow,
+            interface_overflow: losses.interface_overflow,
+        }
+    }
+
     /// Shows what the last comparison with the kernel said, and logs it when it is news.
     fn warn(&self, warnings: Vec<String>) {
         let mut shown = self.shown();
@@ -181,6 +201,7 @@ impl control::Agent for Running {
             addresses: config.host.addresses.clone(),
             peers,
             bridges,
+            drops: self.drops(),
             warnings: self.shown().warnings.clone(),
         }
     }

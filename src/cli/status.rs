@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::page::{self, Cell, Colour, Column, Table};
 use super::{Dirs, Failure, ask};
-use crate::control::api::{Guard, Status};
+use crate::control::api::{Drops, Guard, Status};
 use crate::control::client::{Client, ClientError};
 use crate::tunnel::PeerState;
 
@@ -82,6 +82,7 @@ pub fn render(status: &Status, now: u64, colour: bool) -> String {
         text.push('\n');
         text.push_str(&bridges(status, colour));
     }
+    text.push_str(&drops(&status.drops, colour));
     for (index, warning) in status.warnings.iter().enumerate() {
         let _ = writeln!(
             text,
@@ -138,6 +139,19 @@ fn peers(status: &Status, now: u64, colour: bool) -> String {
     table.render(colour)
 }
 
+/// Nothing where nothing was dropped.
+fn drops(drops: &Drops, colour: bool) -> String {
+    let mut table = Table::new(&[
+        Column { title: "DROPPED", widest: 20, right: true },
+        Column { title: "PACKETS", widest: usize::MAX, right: false },
+    ]);
+    let seen: Vec<_> = drops.causes().into_iter().filter(|(.., packets)| *packets > 0).collect();
+    for (_, meaning, packets) in &seen {
+        table.row(vec![Cell::new(&packets.to_string()), Cell::new(meaning)]);
+    }
+    if seen.is_empty() { String::new() } else { format!("\n{}", table.render(colour)) }
+}
+
 fn bridges(status: &Status, colour: bool) -> String {
     let column = |title, widest| Column { title, widest, right: false };
     let mut table =
@@ -179,6 +193,10 @@ phone  down   -                   never           0 B   0 B
 BRIDGE  EGRESS  GUARD  SUBNETS
 br0     vps     armed  10.89.2.0/24, fd89:2::/64
 
+DROPPED  PACKETS
+      3  received from a source that is not the peer's
+  12345  received too fast for the agent
+
 warning: peer phone: has no endpoint and was never heard of
 ",
                 fake::peer_key(100)
@@ -205,6 +223,7 @@ warning: peer phone: has no endpoint and was never heard of
         bridge.egress = "p".repeat(63);
         bridge.subnets = status.addresses.clone();
         status.bridges.push(bridge);
+        status.drops = Drops { congested: u64::MAX, spoofed: 1, ..Drops::default() };
         status.warnings = vec!["words ".repeat(40)];
         status
     }

@@ -29,8 +29,48 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// In the order of `meshd.toml`.
     pub bridges: Vec<BridgeStatus>,
+    /// Packets that went nowhere.
+    #[serde(default)]
+    pub drops: Drops,
     /// What needs the operator's eye, one line each.
     pub warnings: Vec<String>,
+}
+
+/// Packets that went nowhere since the agent started, by cause.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "`causes` says what each means")]
+pub struct Drops {
+    pub unroutable: u64,
+    pub unreachable: u64,
+    pub unanswered: u64,
+    pub malformed: u64,
+    pub refused: u64,
+    pub spoofed: u64,
+    pub congested: u64,
+    pub unsent: u64,
+    pub unwritten: u64,
+    pub socket_overflow: u64,
+    pub interface_overflow: u64,
+}
+
+impl Drops {
+    /// Each cause: its name here, what it means, and how many packets.
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 11] {
+        [
+            ("unroutable", "to an address in no peer's allowed IPs", self.unroutable),
+            ("unreachable", "to a peer without an endpoint", self.unreachable),
+            ("unanswered", "to a peer that answers no handshake", self.unanswered),
+            ("malformed", "no IP packet", self.malformed),
+            ("refused", "received forged, replayed or too late", self.refused),
+            ("spoofed", "received from a source that is not the peer's", self.spoofed),
+            ("congested", "received marked for congestion, which the flow ignores", self.congested),
+            ("unsent", "refused by the UDP socket", self.unsent),
+            ("unwritten", "refused by the interface", self.unwritten),
+            ("socket_overflow", "received too fast for the agent", self.socket_overflow),
+            ("interface_overflow", "sent too fast for the agent", self.interface_overflow),
+        ]
+    }
 }
 
 /// One peer of [`Status`].

@@ -58,6 +58,11 @@ pub fn render(status: &Status, now: u64) -> String {
         page.sample("meshd_peer_handshake_age_seconds", &labels, now.saturating_sub(at));
     }
 
+    page.family("meshd_dropped_packets_total", "counter", "Packets that went nowhere, by cause.");
+    for (cause, _, packets) in status.drops.causes() {
+        page.sample("meshd_dropped_packets_total", &[("cause", cause)], packets);
+    }
+
     page.family("meshd_bridge_guard_armed", "gauge", "1 while the guard holds the bridge.");
     for bridge in &status.bridges {
         let labels = [("bridge", bridge.name.as_str()), ("egress", bridge.egress.as_str())];
@@ -102,7 +107,7 @@ mod tests {
                 assert_eq!(line.split(['{', ' ']).next(), declared.last().copied(), "{line}");
             }
         }
-        assert_eq!(declared.len(), 8);
+        assert_eq!(declared.len(), 9);
     }
 
     #[test]
@@ -117,6 +122,8 @@ mod tests {
             format!("meshd_peer_handshake_age_seconds{vps} 12"),
             "meshd_bridge_guard_armed{bridge=\"br0\",egress=\"vps\"} 1".to_owned(),
             "meshd_warnings 1".to_owned(),
+            "meshd_dropped_packets_total{cause=\"spoofed\"} 3".to_owned(),
+            "meshd_dropped_packets_total{cause=\"unsent\"} 0".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

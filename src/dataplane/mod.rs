@@ -29,6 +29,19 @@ pub struct Dataplane {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// Packets that went nowhere between the loop and the kernel, since the interface and the socket were opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Losses {
+    /// Datagrams that the kernel did not send.
+    pub unsent: u64,
+    /// Packets that the interface did not take.
+    pub unwritten: u64,
+    /// Datagrams that came while the socket's buffer was full.
+    pub socket_overflow: u64,
+    /// Packets that came while the interface's queue was full.
+    pub interface_overflow: u64,
+}
+
 /// What the threads share.
 struct Shared {
     device: Arc<Device>,
@@ -84,6 +97,17 @@ impl Dataplane {
     /// Whether a thread has ended by itself, as when somebody deletes the interface: then another `Dataplane` is needed.
     pub fn broken(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// What was lost to the kernel so far.
+    pub fn losses(&self) -> Losses {
+        let (tun, udp) = (&self.shared.tun, self.shared.udp.load());
+        Losses {
+            unsent: udp.unsent(),
+            unwritten: tun.unwritten(),
+            socket_overflow: udp.overflowed(),
+            interface_overflow: tun.overflowed(),
+        }
     }
 
     /// Runs the timers now, so that a peer that was just configured is called without delay.

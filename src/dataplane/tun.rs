@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd as _;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
@@ -17,6 +17,8 @@ pub struct Tun {
     vnet: bool,
     tcp: AtomicBool,
     udp: AtomicBool,
+    /// Packets that could not be written.
+    lost: AtomicU64,
 }
 
 impl Tun {
@@ -40,7 +42,7 @@ impl Tun {
         if vnet && !udp {
             tracing::info!("this kernel's TUN device has no USO (Linux 6.2 brought it); UDP goes packet by packet");
         }
-        Ok(Self { device, vnet, tcp: AtomicBool::new(vnet), udp: AtomicBool::new(udp) })
+        Ok(Self { device, vnet, tcp: AtomicBool::new(vnet), udp: AtomicBool::new(udp), lost: AtomicU64::new(0) })
     }
 
     /// Which super-packets may be written.
@@ -61,10 +63,24 @@ impl Tun {
         Ok((VnetHeader::parse(&header), len.saturating_sub(VnetHeader::LEN)))
     }
 
+    /// Packets that could not be written.
+    pub fn unwritten(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Packets that came while the device's queue was full.
+    pub fn overflowed(&self) -> u64 {
+        let text = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+        self.device.name().ok().and_then(|name| transmit_drops(&text, &name)).unwrap_or(0)
+    }
+
     /// Writes one packet, whose first slice is its virtio header. A kernel that rejects a super-packet gets none again.
     pub fn write(&self, slices: &[IoSlice<'_>]) {
         let slices = if self.vnet { slices } else { &slices[1..] };
         let Err(error) = self.device.send_vectored(slices) else { return };
+        // Two slices are one packet, and each that was gathered adds one.
+        let packets = slices.len() - usize::from(self.vnet);
+        self.lost.fetch_add(packets as u64, Ordering::Relaxed);
         match error.raw_os_error() {
             // Kernels of mid-2024 reject GSO writes with EINVAL.
             Some(libc::EINVAL) if slices.len() > 2 && self.tcp.swap(false, Ordering::Relaxed) => {
@@ -75,6 +91,12 @@ impl Tun {
             _ => tracing::trace!(%error, "a packet could not be written to the TUN device"),
         }
     }
+}
+
+/// Of `text`, which is /proc/net/dev, the packets that `name` could not transmit.
+fn transmit_drops(text: &str, name: &str) -> Option<u64> {
+    let numbers = text.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'))?;
+    numbers.split_whitespace().nth(11)?.parse().ok()
 }
 
 /// Without a link-local address the kernel solicits no routers through the tunnel, so an idle one stays idle; the kernel's
@@ -88,5 +110,22 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor belongs to `device`, which lives as long as the borrow of `self`.
         unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drops_of_one_interface() {
+        let text = "Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:       1       2    3    4    5     6          7         8        9      10   11   12   13    14      15         16
+ mesh0: 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36
+";
+        assert_eq!(transmit_drops(text, "mesh0"), Some(32));
+        assert_eq!(transmit_drops(text, "lo"), Some(12));
+        assert_eq!(transmit_drops(text, "mesh"), None);
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::tunnel::{Datagrams, Path, Run};
 
@@ -23,6 +23,8 @@ pub struct Udp {
     port: u16,
     /// Whether `UDP_SEGMENT` works here.
     gso: AtomicBool,
+    /// Datagrams that could not be sent.
+    lost: AtomicU64,
 }
 
 /// `cmsghdr` wants its own alignment.
@@ -55,7 +57,7 @@ impl Udp {
         let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
         // SAFETY: `fd` is open and owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut udp = Self { fd, dual, port: addr.port(), gso: AtomicBool::new(true) };
+        let mut udp = Self { fd, dual, port: addr.port(), gso: AtomicBool::new(true), lost: AtomicU64::new(0) };
         // The outer packet may be fragmented on the way, as the kernel's WireGuard allows: a path that drops ICMP and
         // has a smaller MTU would swallow every full packet otherwise.
         udp.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
@@ -148,12 +150,12 @@ impl Udp {
                 Some(libc::EIO) => self.give_up_gso("the outgoing device cannot checksum"),
                 // A datagram is longer than the path's MTU: only whole ones can be fragmented.
                 Some(libc::EINVAL | libc::EMSGSIZE) => {}
-                _ => return trace_lost(&error),
+                _ => return self.lost(run.bytes.len().div_ceil(run.segment), &error),
             }
         }
         for datagram in run.bytes.chunks(run.segment.max(1)) {
             if let Err(error) = self.send_from(run, datagram, None) {
-                trace_lost(&error);
+                self.lost(1, &error);
             }
         }
     }
@@ -229,6 +231,28 @@ impl Udp {
         // SAFETY: every pointer in `message` refers to a live local or to `bytes`.
         let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, 0) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Datagrams that could not be sent.
+    pub fn unsent(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams that came while the socket's buffer was full.
+    pub fn overflowed(&self) -> u64 {
+        /// `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` (include/uapi/linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let mut values = [0u32; DROPS + 1];
+        let mut len = size_of_val(&values) as libc::socklen_t;
+        let (fd, to) = (self.fd.as_raw_fd(), (&raw mut values).cast());
+        // SAFETY: both pointers refer to live locals; the kernel writes no more than `len`.
+        let result = check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, to, &raw mut len) });
+        result.map_or(0, |_| values[DROPS].into())
+    }
+
+    fn lost(&self, datagrams: usize, error: &io::Error) {
+        self.lost.fetch_add(datagrams as u64, Ordering::Relaxed);
+        tracing::trace!(%error, datagrams, "datagrams could not be sent");
     }
 
     fn give_up_gso(&self, why: &str) {
@@ -363,10 +387,6 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn trace_lost(error: &io::Error) {
-    tracing::trace!(%error, "datagrams could not be sent");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,6 +457,19 @@ mod tests {
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
         a.send(&Run { path, traffic_class: 0, bytes: &[7; 250], segment: 100 });
         assert_eq!(receive(&b, 3).iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [100, 100, 50]);
+    }
+
+    #[test]
+    fn what_does_not_arrive_is_counted() {
+        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
+        for _ in 0..1000 {
+            a.send(&Run { path, traffic_class: 0, bytes: &[7; 60_000], segment: 1000 });
+        }
+        assert!(b.overflowed() > 0);
+        let path = Path { remote: (Ipv4Addr::BROADCAST, b.port()).into(), local: None };
+        a.send(&Run { path, traffic_class: 0, bytes: &[7; 250], segment: 100 });
+        assert_eq!(a.unsent(), 3, "SO_BROADCAST is not set");
     }
 
     #[test]

@@ -41,7 +41,7 @@ use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
 use crate::packet::{ecn, ip};
 use gate::{Gate, Verdict};
-use peer::{Opened, Peer, Session};
+use peer::{Opened, Peer, Session, Unsealed};
 use table::Table;
 
 /// What is configured about a peer.
@@ -95,6 +95,8 @@ pub struct Drops {
     pub unroutable: AtomicU64,
     /// From the TUN device: the peer has no endpoint.
     pub unreachable: AtomicU64,
+    /// From the TUN device: the peer answered no handshake, or as many packets as may wait for one did.
+    pub unanswered: AtomicU64,
     /// From either side: not an IP packet, or a super-packet that cannot be cut.
     pub malformed: AtomicU64,
     /// From the wire: replayed, forged, or under a session that is gone.
@@ -139,14 +141,15 @@ impl Device {
         let Some(dst) = ip::destination(&buffer[..len]) else { return count(&self.drops.malformed) };
         let Some(peer) = table.route(dst) else { return count(&self.drops.unroutable) };
         let mut session = peer.lock();
-        let mut reachable = true;
         let mtu = self.mtu.load(Ordering::Relaxed).into();
         let class = ecn::traffic_class(&buffer[..len]) & self.copied.load(Ordering::Relaxed);
-        let cut = segment(header, buffer, len, mtu, |packet| reachable &= session.seal(packet, class, out, now));
+        let cut = segment(header, buffer, len, mtu, |packet| match session.seal(packet, class, out, now) {
+            Ok(()) => {}
+            Err(Unsealed::Unreachable) => count(&self.drops.unreachable),
+            Err(Unsealed::Unanswered) => count(&self.drops.unanswered),
+        });
         if cut.is_err() {
             count(&self.drops.malformed);
-        } else if !reachable {
-            count(&self.drops.unreachable);
         }
     }
 
@@ -175,7 +178,8 @@ impl Device {
         let table = self.table.load();
         table.gate.tick();
         for peer in table.peers.values() {
-            peer.lock().tick(out, now);
+            let lost = peer.lock().tick(out, now);
+            self.drops.unanswered.fetch_add(lost as u64, Ordering::Relaxed);
             if out.is_full() {
                 send(out);
             }

@@ -37,9 +37,20 @@ pub(super) struct Session {
     initiating_since: Option<Instant>,
     /// Our index in the response that the initiator has not confirmed with a packet yet.
     responded: Option<u32>,
-    /// Packets wait in `tunn` for a session.
-    queued: bool,
+    /// Packets that wait in `tunn` for a session.
+    queued: usize,
     last_traversal: Instant,
+}
+
+/// Packets that boringtun keeps for a session to come (its `MAX_QUEUE_DEPTH`); of more it says nothing.
+const QUEUE: usize = 256;
+
+/// Why a packet goes nowhere.
+pub(super) enum Unsealed {
+    /// There is no endpoint.
+    Unreachable,
+    /// As many as may be wait for a handshake already.
+    Unanswered,
 }
 
 /// What became of one data message.
@@ -72,7 +83,7 @@ impl Peer {
             latest_handshake: None,
             initiating_since: None,
             responded: None,
-            queued: false,
+            queued: 0,
             last_traversal: now,
         };
         Self { key: session.settings.public_key, index, session: Mutex::new(session) }
@@ -132,23 +143,37 @@ impl Session {
         self.tunn.time_since_last_handshake().is_some()
     }
 
-    /// Seals one packet, or queues it and begins a handshake. False when there is nowhere to send to.
+    /// Seals one packet, or queues it and begins a handshake.
     /// `traffic_class` is for the outer header.
-    pub(super) fn seal(&mut self, packet: &[u8], traffic_class: u8, out: &mut Outbox, now: Instant) -> bool {
-        let Some(path) = self.path.filter(|_| out.fits(packet.len())) else { return false };
+    pub(super) fn seal(
+        &mut self,
+        packet: &[u8],
+        traffic_class: u8,
+        out: &mut Outbox,
+        now: Instant,
+    ) -> Result<(), Unsealed> {
+        let Some(path) = self.path.filter(|_| out.fits(packet.len())) else { return Err(Unsealed::Unreachable) };
         match self.tunn.encapsulate(packet, out.spare()) {
             TunnResult::WriteToNetwork(datagram) => {
                 let mut sent = Sent::of(datagram);
-                if sent.kind == message::DATA {
+                let sealed = sent.kind == message::DATA;
+                if sealed {
                     sent.traffic_class = traffic_class;
-                } else {
-                    self.queued = true;
                 }
                 self.commit(&sent, path, out, now);
+                if sealed { Ok(()) } else { self.queue() }
             }
-            _ => self.queued = true,
+            _ => self.queue(),
         }
-        true
+    }
+
+    /// Counts in what boringtun has put into its queue, or has not.
+    fn queue(&mut self) -> Result<(), Unsealed> {
+        if self.queued >= QUEUE {
+            return Err(Unsealed::Unanswered);
+        }
+        self.queued += 1;
+        Ok(())
     }
 
     /// Opens one data message into `inbox`, without keeping the packet yet.
@@ -203,25 +228,27 @@ impl Session {
     /// Sends what waited for a session, once there is one.
     pub(super) fn drain(&mut self, out: &mut Outbox, now: Instant) {
         let Some(path) = self.path else { return };
-        while self.queued && self.has_session() && out.has_room() {
+        while self.queued > 0 && self.has_session() && out.has_room() {
             match self.tunn.decapsulate(None, &[], out.spare()) {
                 TunnResult::WriteToNetwork(datagram) => {
                     let sent = Sent::of(datagram);
                     self.commit(&sent, path, out, now);
                 }
-                _ => self.queued = false,
+                _ => self.queued = 0,
             }
         }
     }
 
-    /// Runs the timers: retransmission, rekey, keepalives, expiry.
-    pub(super) fn tick(&mut self, out: &mut Outbox, now: Instant) {
+    /// Runs the timers: retransmission, rekey, keepalives, expiry. How many packets waited in vain for a handshake that is
+    /// now given up comes back.
+    pub(super) fn tick(&mut self, out: &mut Outbox, now: Instant) -> usize {
+        let mut lost = 0;
         let mut sent = match self.tunn.update_timers(out.spare()) {
             TunnResult::WriteToNetwork(datagram) => Some(Sent::of(datagram)),
             TunnResult::Err(_) => {
                 // Gave up after REKEY_ATTEMPT_TIME, or keys older than three times REJECT_AFTER_TIME.
                 self.initiating_since = None;
-                self.queued = false;
+                lost = std::mem::take(&mut self.queued);
                 None
             }
             _ => None,
@@ -240,6 +267,7 @@ impl Session {
             self.commit(&sent, path, out, now);
         }
         self.drain(out, now);
+        lost
     }
 
     /// Whether a persistent keepalive is due; without a session it asks for one.

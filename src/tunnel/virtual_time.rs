@@ -237,6 +237,24 @@ fn the_first_packets_wait_for_the_handshake_and_arrive_in_order() {
 }
 
 #[test]
+fn packets_that_wait_in_vain_are_counted() {
+    let mut network = Network::mesh(2);
+    network.loss_percent = 100;
+    let unanswered = |network: &Network| network.hosts[0].device.drops.unanswered.load(Ordering::Relaxed);
+    for body in 0..300 {
+        network.send(0, 1, body);
+    }
+    assert_eq!(unanswered(&network), 300 - 256);
+    // REKEY_ATTEMPT_TIME is 90 seconds.
+    network.run(95 * SECOND);
+    assert_eq!(unanswered(&network), 300);
+    network.loss_percent = 0;
+    network.send(0, 1, 300);
+    network.run(SECOND);
+    assert_eq!((network.bodies(1), unanswered(&network)), (vec![300], 300));
+}
+
+#[test]
 fn a_responder_with_packets_of_its_own_sends_them_once_confirmed() {
     let mut network = Network::mesh(2);
     // Host 1's initiation is lost; host 0's then completes.
