@@ -28,3 +28,16 @@ need_tools() {
 # What the topology, the agent and the build need; the tests need more.
 lab_tools=(nft:nftables ip:iproute2 ss:iproute2 ping:iputils-ping wg:wireguard-tools iperf3:iperf3 conntrack:conntrack
     curl:curl jq:jq socat:socat tcpdump:tcpdump sysctl:procps nsenter:util-linux cc:gcc make:make pkg-config:pkg-config)
+
+# The programs that meshd is tested against and measured beside, built once.
+export MESHD_INTEROP_BIN=${MESHD_INTEROP_BIN:-$PWD/target/interop/bin}
+install_others() {
+    local crate
+    for crate in boringtun-cli:boringtun-cli@0.7.1 gotatun:gotatun-cli@0.10.2; do
+        [[ ! -x $MESHD_INTEROP_BIN/${crate%%:*} ]] || continue
+        echo "installing ${crate##*:}, to compare with"
+        CARGO_TARGET_DIR=$PWD/target/interop/build \
+            cargo install --locked --quiet --root "${MESHD_INTEROP_BIN%/bin}" "${crate##*:}"
+    done
+    rm -rf target/interop/build
+}

@@ -2,7 +2,7 @@
 # The picture of the worked example in network namespaces; the tests and scripts/demo both build it from here.
 #
 #   topology.sh up ID DIR      vps, home behind its ISP's NAT, an internet, a container on each bridge
-#   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1, home 192.0.2.2
+#   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1 and 2001:db8:3::1, home .2 and ::2
 #   topology.sh down ID        kill what runs in the namespaces of ID and delete them
 #   topology.sh sweep          the same for every lab whose owner died
 #   topology.sh list [WORD]    the IDs that exist, those with WORD in them
@@ -164,11 +164,13 @@ END
 link set lo up
 link set eth0 up
 address add 192.0.2.1/24 dev eth0
+address add 2001:db8:3::1/64 dev eth0 nodad
 END
     configure "$ns-home" 0 <<END &
 link set lo up
 link set eth0 up
 address add 192.0.2.2/24 dev eth0
+address add 2001:db8:3::2/64 dev eth0 nodad
 END
 }
 
