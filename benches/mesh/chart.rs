@@ -23,6 +23,7 @@ pub const CHARTS: &[(&str, &str, &[&str])] = &[
             "outer6",
             "jumbo",
             "small",
+            "fragmented",
             "scale",
             "scale-reverse",
         ],
@@ -45,13 +46,13 @@ pub const CHARTS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-const COLUMNS: usize = 3;
-const PANEL: usize = 330;
-const BAR: usize = 22;
+const COLUMNS: u32 = 3;
+const PANEL: u32 = 330;
+const BAR: u32 = 22;
 /// Left of the bars, for the names of the programs.
-const NAMES: usize = 100;
+const NAMES: u32 = 100;
 /// Right of the longest bar, for its value.
-const VALUE: usize = 56;
+const VALUE: u32 = 56;
 
 /// A chart; `None` when nothing of it was measured.
 pub fn svg(report: &Report, title: &str, rows: &[&str]) -> Option<String> {
@@ -60,15 +61,15 @@ pub fn svg(report: &Report, title: &str, rows: &[&str]) -> Option<String> {
     if rows.is_empty() {
         return None;
     }
-    let height = BAR * report.programs.len() + 56;
-    let (width, total) = (PANEL * COLUMNS + 20, height * rows.len().div_ceil(COLUMNS) + 50);
+    let height = BAR * report.programs.len() as u32 + 56;
+    let (width, total) = (PANEL * COLUMNS + 20, height * (rows.len() as u32).div_ceil(COLUMNS) + 50);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{total}\" viewBox=\"0 0 {width} {total}\" \
          font-family=\"DejaVu Sans, Verdana, sans-serif\" font-size=\"12\" fill=\"#24292f\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
          <text x=\"20\" y=\"30\" font-size=\"17\" font-weight=\"bold\">{title}</text>\n"
     );
-    for (at, id) in rows.iter().enumerate() {
+    for (at, id) in (0..).zip(rows) {
         let (x, y) = (20 + at % COLUMNS * PANEL, 50 + at / COLUMNS * height);
         let _ = writeln!(svg, "<g transform=\"translate({x} {y})\">");
         panel(&mut svg, report, id);
@@ -85,9 +86,9 @@ fn panel(svg: &mut String, report: &Report, id: &str) {
     let _ = writeln!(svg, "<text y=\"18\" font-weight=\"bold\">{}, {}</text>", escape(&title), row.unit);
     let programs = 0..report.programs.len();
     let longest = programs.clone().filter_map(|at| report.cell(row, at)).map(|cell| cell.most).fold(0.0, f64::max);
-    let scale = (PANEL - NAMES - VALUE - 20) as f64 / longest;
+    let scale = f64::from(PANEL - NAMES - VALUE - 20) / longest;
     for at in programs {
-        let (y, program) = (28 + at * BAR, &report.programs[at]);
+        let (y, program) = (28 + at as u32 * BAR, &report.programs[at]);
         let (middle, names) = (y + 13, NAMES - 8);
         let _ =
             writeln!(svg, "<text x=\"{names}\" y=\"{middle}\" text-anchor=\"end\">{}</text>", escape(&program.name));
@@ -95,7 +96,7 @@ fn panel(svg: &mut String, report: &Report, id: &str) {
             let _ = writeln!(svg, "<text x=\"{NAMES}\" y=\"{middle}\" fill=\"#8c959f\">–</text>");
             continue;
         };
-        let end = |value: f64| NAMES as f64 + value * scale;
+        let end = |value: f64| f64::from(NAMES) + value * scale;
         let _ = writeln!(
             svg,
             "<rect x=\"{NAMES}\" y=\"{y}\" width=\"{:.1}\" height=\"17\" rx=\"2\" fill=\"{}\"/>",
@@ -108,7 +109,7 @@ fn panel(svg: &mut String, report: &Report, id: &str) {
             "<path d=\"M{:.1} {line}H{:.1}\" stroke=\"#24292f\" stroke-opacity=\"0.55\" stroke-width=\"1.5\"/>",
             end(cell.least),
             end(cell.most),
-            line = y as f64 + 8.5
+            line = f64::from(y) + 8.5
         );
         let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{middle}\">{}</text>", end(cell.most) + 6.0, short(cell.median));
     }

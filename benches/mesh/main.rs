@@ -8,6 +8,7 @@ mod experiment;
 mod pair;
 mod program;
 mod report;
+mod strangers;
 mod tools;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::time::Instant;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
-use experiment::{EXPERIMENTS, Experiment, Load, SETUPS};
+use experiment::{EXPERIMENTS, Experiment, Load, Part, SETUPS};
 use pair::{Pair, Setup};
 use program::Program;
 use report::Report;
@@ -27,6 +28,7 @@ use report::Report;
 type Failure = String;
 
 #[derive(Parser)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[command(
     name = "scripts/bench",
     bin_name = "scripts/bench",
@@ -57,11 +59,11 @@ struct Options {
     /// How long each measurement takes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// How often it is repeated
+    /// How often it is repeated; what only guards against shortcuts, half as often
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Only these measurements, of: tcp, tcp-reverse, tcp4, tcp4-reverse, both, udp1200, udp64, mix, inner6, ping,
-    /// ping-loaded, memory, outer6, jumbo, small, scale
+    /// Only these measurements, of: tcp, tcp-reverse, tcp4, tcp4-reverse, both, udp1200, udp64, mix, inner6, outer6,
+    /// jumbo, small, fragmented, ping, ping-loaded, memory, and beside the default: scale, spread
     #[arg(long, value_name = "ROW", value_delimiter = ',', value_parser = experiment::find)]
     rows: Vec<&'static Experiment>,
     /// TCP congestion control of the measured streams, instead of the kernel's default
@@ -76,9 +78,9 @@ struct Options {
     /// Only check the arguments
     #[arg(long, hide = true)]
     check: bool,
-    /// What `cargo bench` adds
-    #[arg(long, hide = true)]
-    bench: bool,
+    /// Put table and charts into docs/performance.md
+    #[arg(long)]
+    publish: bool,
 }
 
 impl Options {
@@ -104,11 +106,20 @@ impl Options {
     }
 
     fn experiments(&self) -> Vec<&'static Experiment> {
-        if self.rows.is_empty() { EXPERIMENTS.iter().filter(|one| one.usual).collect() } else { self.rows.clone() }
+        if self.rows.is_empty() {
+            EXPERIMENTS.iter().filter(|one| one.part != Part::Asked).collect()
+        } else {
+            self.rows.clone()
+        }
     }
 }
 
 fn main() -> ExitCode {
+    // `cargo bench` runs every benchmark, and this one is not meant: it needs root, other programs and a while.
+    if std::env::args().any(|argument| argument == "--bench") {
+        println!("the benchmark of the whole tunnel is scripts/bench");
+        return ExitCode::SUCCESS;
+    }
     let options = Options::parse();
     let programs = options.programs();
     if options.check {
@@ -129,16 +140,19 @@ fn run(options: &Options, programs: Vec<Program>) -> Result<(), Failure> {
     for row in experiments.iter().flat_map(|experiment| experiment.rows) {
         report.add_row(row);
     }
-    let mut progress = Progress::new(experiments.len() * load.rounds as usize * report.programs.len());
+    let rounds: u32 = experiments.iter().map(|experiment| experiment.rounds(&load)).sum();
+    let mut progress = Progress::new(rounds as usize * report.programs.len());
     for setup in SETUPS {
-        let here: Vec<_> =
-            experiments.iter().copied().filter(|experiment| std::ptr::eq(experiment.setup, *setup)).collect();
+        let here: Vec<_> = experiments.iter().copied().filter(|experiment| experiment.setup == *setup).collect();
         if !here.is_empty() {
             measure(setup, &here, &load, &mut report, &mut progress);
         }
     }
     drop(progress);
     report.write(&options.output)?;
+    if options.publish {
+        report.publish(&root().join("docs"))?;
+    }
     if options.json {
         println!("{:#}", report.json());
     } else {
@@ -159,8 +173,8 @@ fn measure(setup: &Setup, experiments: &[&Experiment], load: &Load, report: &mut
         }
     }
     for experiment in experiments {
-        for _ in 0..load.rounds {
-            for (&at, pair) in &mut pairs {
+        for _ in 0..experiment.rounds(load) {
+            for (&at, pair) in &pairs {
                 progress.step(&format!("{}: {}", experiment.id, report.programs[at].name));
                 // Once more when it failed, for the first datagram of a test may be lost.
                 match (experiment.run)(pair, load).or_else(|_| (experiment.run)(pair, load)) {

@@ -1,11 +1,13 @@
 //! Two hosts on one cable, in network namespaces that `tests/lab/topology.sh` builds, with one program on both.
 
-use std::fs;
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use meshd::key::{PrivateKey, PublicKey};
+use nix::sched::{CloneFlags, setns};
 
 use crate::program::{Kind, Program};
 use crate::{Failure, root};
@@ -18,7 +20,7 @@ pub const PORT: u16 = 51820;
 const TICKS_A_SECOND: f64 = 100.0;
 
 /// What the cable and the tunnel are like.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Setup {
     /// The cable's MTU.
     pub cable: u32,
@@ -137,6 +139,26 @@ impl Host {
         Ok(Some(kib / 1024.0))
     }
 
+    /// What the program counted for its peers in wg(8), received and sent, in bytes.
+    pub fn transfer(&self) -> Result<[f64; 2], Failure> {
+        let text = self.run("wg", &["show", INTERFACE, "transfer"])?;
+        let column = |at| text.lines().filter_map(|line| line.split_whitespace().nth(at)?.parse::<f64>().ok()).sum();
+        Ok([column(1), column(2)])
+    }
+
+    /// Runs `f` on a thread in this host's network; sockets that it opens stay there.
+    pub fn within<T: Send>(&self, f: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+        let path = format!("/proc/{}/ns/net", self.holder);
+        let net = File::open(&path).map_err(|e| format!("{path}: {e}"))?;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&net, CloneFlags::CLONE_NEWNET).map_err(|e| format!("setns: {e}"))?;
+                f()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     fn number(&self) -> u8 {
         if self.name == "vps" { 1 } else { 2 }
     }
@@ -150,15 +172,27 @@ impl Host {
     }
 }
 
-/// A peer that exists in the configuration only.
+/// A peer that exists in the configuration only, until [`crate::strangers`] speaks for it.
 fn stranger(number: u16) -> Peer {
-    let mut secret = [7; 32];
-    secret[..2].copy_from_slice(&number.to_be_bytes());
     let [high, low] = number.to_be_bytes();
-    let mut allowed_ips = vec![format!("10.88.{}.{low}/32", high + 1)];
+    let mut allowed_ips = vec![format!("{}/32", stranger_address(number))];
     allowed_ips.extend((1..ALLOWED_IPS).map(|network| format!("10.{}.{low}.{}/28", 100 + high, network * 16)));
-    let key = PrivateKey::from_bytes(secret).public_key();
+    let key = stranger_key(number).public_key();
     Peer { name: format!("stranger{number}"), key, endpoint: None, allowed_ips, own: 1 }
+}
+
+/// A stranger's address in the tunnel.
+pub fn stranger_address(number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 88, high + 1, low)
+}
+
+/// A stranger's key.
+pub fn stranger_key(number: u16) -> PrivateKey {
+    let mut secret = [7; 32];
+    // Not at the ends, where X25519 clears bits.
+    secret[8..10].copy_from_slice(&number.to_be_bytes());
+    PrivateKey::from_bytes(secret)
 }
 
 /// The two hosts; dropping it ends what runs there and deletes them.

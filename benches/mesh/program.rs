@@ -144,15 +144,13 @@ fn write_meshd(host: &Host, setup: &Setup) -> Result<(), Failure> {
     write("meshd.toml", &format!("name = \"{}\"\naddresses = [{addresses}]\nmtu = {}\n", host.name, setup.tunnel))?;
     for peer in host.peers(setup)? {
         let (addresses, subnets) = peer.allowed_ips.split_at(peer.own);
-        let mut text = format!(
-            "public_key = \"{}\"\naddresses = [{}]\nsubnets = [{}]\n",
+        let addresses = list(addresses).replace("/32", "").replace("/128", "");
+        let endpoint = peer.endpoint.map(|endpoint| format!("endpoint = \"{endpoint}\"\n")).unwrap_or_default();
+        let text = format!(
+            "public_key = \"{}\"\naddresses = [{addresses}]\nsubnets = [{}]\n{endpoint}",
             peer.key,
-            list(addresses).replace("/32", "").replace("/128", ""),
             list(subnets)
         );
-        if let Some(endpoint) = peer.endpoint {
-            text += &format!("endpoint = \"{endpoint}\"\n");
-        }
         write(&format!("peers/{}.toml", peer.name), &text)?;
     }
     Ok(())
@@ -161,13 +159,12 @@ fn write_meshd(host: &Host, setup: &Setup) -> Result<(), Failure> {
 /// What wg-quick does once the program runs.
 fn set_up(host: &Host, setup: &Setup) -> Result<(), Failure> {
     let key = host.private_key()?.expose_base64();
-    let mut text = format!("[Interface]\nPrivateKey = {key}\nListenPort = {PORT}\n");
-    for peer in host.peers(setup)? {
-        text += &format!("[Peer]\nPublicKey = {}\nAllowedIPs = {}\n", peer.key, peer.allowed_ips.join(", "));
-        if let Some(endpoint) = peer.endpoint {
-            text += &format!("Endpoint = {endpoint}\n");
-        }
-    }
+    let interface = format!("[Interface]\nPrivateKey = {key}\nListenPort = {PORT}\n");
+    let peers = host.peers(setup)?.into_iter().map(|peer| {
+        let endpoint = peer.endpoint.map(|endpoint| format!("Endpoint = {endpoint}\n")).unwrap_or_default();
+        format!("[Peer]\nPublicKey = {}\nAllowedIPs = {}\n{endpoint}", peer.key, peer.allowed_ips.join(", "))
+    });
+    let text: String = std::iter::once(interface).chain(peers).collect();
     let path = host.dir.join("wg.conf");
     let write = || {
         fs::write(&path, text)?;

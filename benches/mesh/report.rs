@@ -31,14 +31,16 @@ pub struct Cell {
     pub median: f64,
     pub least: f64,
     pub most: f64,
+    rounds: usize,
     to_bare: Option<f64>,
     to_best_other: Option<f64>,
 }
 
 impl Cell {
-    /// Half of the range, in percent of the median.
-    fn spread(&self) -> f64 {
-        if self.median > 0.0 { (self.most - self.least) / 2.0 / self.median * 100.0 } else { 0.0 }
+    /// Half of the range, in percent of the median; `None` of a single round.
+    fn spread(&self) -> Option<f64> {
+        let spread = (self.most - self.least) / 2.0 / self.median * 100.0;
+        (self.rounds > 1 && spread.is_finite()).then_some(spread)
     }
 }
 
@@ -106,7 +108,7 @@ impl Report {
         };
         let ratio = |to: Option<f64>| to.filter(|&to| to > 0.0 && !is_bare(program)).map(|to| median / to);
         let to_bare = ratio(bare.filter(|_| row.better != Better::Neither));
-        Some(Cell { median, least, most, to_bare, to_best_other: ratio(best) })
+        Some(Cell { median, least, most, rounds: values.len(), to_bare, to_best_other: ratio(best) })
     }
 
     /// The table as on a terminal, ratios under the values.
@@ -186,23 +188,38 @@ impl Report {
 
     /// Writes all forms into a folder, which is made if need be.
     pub fn write(&self, folder: &Path) -> Result<(), Failure> {
-        let write = |name: &str, text: &str| {
-            let path = folder.join(name);
-            fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))
-        };
         fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        write("bench.json", &format!("{:#}\n", self.json()))?;
-        write("bench.md", &self.markdown())?;
-        for (name, title, rows) in chart::CHARTS {
-            let Some(svg) = chart::svg(self, title, rows) else { continue };
-            write(&format!("{name}.svg"), &svg)?;
-            let (from, to) = (folder.join(format!("{name}.svg")), folder.join(format!("{name}.png")));
+        write(&folder.join("bench.json"), &format!("{:#}\n", self.json()))?;
+        write(&folder.join("bench.md"), &self.markdown())?;
+        for (name, svg) in self.charts() {
+            let [from, to] = ["svg", "png"].map(|form| folder.join(format!("{name}.{form}")));
+            write(&from, &svg)?;
             let status = Command::new("rsvg-convert").arg("--zoom=2").arg("--output").arg(to).arg(from).status();
             if !status.is_ok_and(|status| status.success()) {
                 return Err(format!("rsvg-convert could not make {name}.png: apt install librsvg2-bin"));
             }
         }
         Ok(())
+    }
+
+    /// Replaces the table in `performance.md` and the charts beside it.
+    pub fn publish(&self, docs: &Path) -> Result<(), Failure> {
+        const MARKS: [&str; 2] = ["<!-- from here: scripts/bench --publish -->\n", "<!-- to here -->"];
+        let page = docs.join("performance.md");
+        let old = fs::read_to_string(&page).map_err(|e| format!("{}: {e}", page.display()))?;
+        let parts = old.split_once(MARKS[0]).and_then(|(head, rest)| Some((head, rest.split_once(MARKS[1])?.1)));
+        let (head, tail) = parts.ok_or_else(|| format!("{}: the marks around the table are gone", page.display()))?;
+        let mut images = String::new();
+        for (name, svg) in self.charts() {
+            write(&docs.join("bench").join(format!("{name}.svg")), &svg)?;
+            let _ = writeln!(images, "![{name}](bench/{name}.svg)\n");
+        }
+        write(&page, &format!("{head}{}\n{images}{}\n{}{tail}", MARKS[0], self.markdown(), MARKS[1]))
+    }
+
+    /// Names and text of the charts of which something was measured.
+    fn charts(&self) -> impl Iterator<Item = (&'static str, String)> {
+        chart::CHARTS.iter().filter_map(|(name, title, rows)| Some((*name, chart::svg(self, title, rows)?)))
     }
 
     fn heading(&self) -> String {
@@ -222,9 +239,9 @@ impl Report {
             let failed = self.failures.iter().any(|(at, ..)| *at == program);
             return (if failed { "failed" } else { "–" }.to_owned(), String::new());
         };
-        let value = match row.better {
-            Better::Neither => short(cell.median),
-            _ => format!("{} ±{:.0}%", short(cell.median), cell.spread()),
+        let value = match cell.spread() {
+            Some(spread) if row.better != Better::Neither => format!("{} ±{spread:.0}%", short(cell.median)),
+            _ => short(cell.median),
         };
         let ratio = |ratio: Option<f64>| ratio.map_or("–".to_owned(), short);
         match (cell.to_bare, cell.to_best_other) {
@@ -245,6 +262,10 @@ impl Report {
 }
 
 const LEGEND: &str = "In parentheses: the ratio to bare, and the ratio to the best of the other programs.";
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+}
 
 /// Of sorted values, of which there is at least one.
 fn median(sorted: &[f64]) -> f64 {
