@@ -25,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 use crate::control::client::Client;
 use crate::control::{self, Agent as _, LockError, RunLock, api};
-use crate::dataplane::{Dataplane, Tun, Udp};
+use crate::dataplane::{self, Dataplane, Tun, Udp};
 use crate::failure::Failure;
 use crate::host::{self, Reconciler, Watch};
 use crate::store::{self, Dirs};
@@ -153,7 +153,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
 async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result<Running, Failure> {
     let interface = &config.host.interface;
     refuse_foreign_interface("up", interface)?;
-    let udp = Udp::bind(config.host.listen_port).map_err(|error| Failure {
+    let udp = Udp::bind(config.host.listen_port, dataplane::workers(config.host.workers)).map_err(|error| Failure {
         code: 1,
         errors: vec![format!("up: UDP port {}: {error}", config.host.listen_port)],
         remedy: Some("choose a free listen_port in meshd.toml, or find who has it with: ss -lunp".into()),
@@ -161,7 +161,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
     // After a crash the guard stands already, and must go on standing whatever becomes of this start.
     let guarded = reconciler.guard_stands().await.map_err(|error| failure("up", &error))?;
-    reconciler.set_listen_port(udp.port());
+    reconciler.set_listen_port(udp[0].port());
     let built = tokio::select! {
         built = build(&mut reconciler, config, udp) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
@@ -188,9 +188,10 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
 
 type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
 
-async fn build(reconciler: &mut Reconciler, config: &Config, udp: Udp) -> Result<Built, Failure> {
+async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
-    let tun = Tun::create(&config.host.interface).map_err(|error| no_interface(&config.host.interface, &error))?;
+    let tun =
+        Tun::create(&config.host.interface, udp.len()).map_err(|error| no_interface(&config.host.interface, &error))?;
     let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));

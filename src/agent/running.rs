@@ -10,7 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::endpoints::Endpoints;
 use crate::config::Config;
 use crate::control::{self, api};
-use crate::dataplane::{Dataplane, Tun, Udp};
+use crate::dataplane::{self, Dataplane, Tun, Udp};
 use crate::host::{self, Reconciler};
 use crate::key::PrivateKey;
 use crate::store;
@@ -86,9 +86,10 @@ impl Running {
     /// Makes the interface and the forwarding loop anew. Sessions stay, for they are the device's.
     fn rebuild(&self, config: &Config) -> std::io::Result<()> {
         let mut slot = self.dataplane();
+        let workers = dataplane::workers(config.host.workers);
         let port = slot.as_ref().map_or(config.host.listen_port, Dataplane::port);
         drop(slot.take());
-        let (tun, udp) = (Tun::create(&config.host.interface)?, Udp::bind(port)?);
+        let (tun, udp) = (Tun::create(&config.host.interface, workers)?, Udp::bind(port, workers)?);
         *slot = Some(Dataplane::start(Arc::clone(&self.device), tun, udp)?);
         Ok(())
     }
@@ -153,6 +154,7 @@ impl Running {
             refused: of(&drops.refused),
             spoofed: of(&drops.spoofed),
             congested: of(&drops.congested),
+            overloaded: of(&drops.overloaded),
             unsent: losses.unsent,
             unwritten: losses.unwritten,
             socket_overflow: losses.socket_overflow,

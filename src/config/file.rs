@@ -21,6 +21,8 @@ pub const DEFAULT_MTU: u16 = 1420;
 
 /// IPv6 works on no smaller link (RFC 8200, section 5), and jumbo frames are no larger.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=9000;
+/// More than any machine that the kernel gives TUN queues for (MAX_TAP_QUEUES, drivers/net/tun.c, is 256) has use of.
+const MAX_WORKERS: u16 = 64;
 
 /// The bytes of one file and how it is called in errors.
 #[derive(Clone)]
@@ -105,6 +107,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
         let listen_port = reader.integer(&mut top, "listen_port", 0..=u16::MAX, "; 0 picks one");
         let endpoint = reader.string(&mut top, "endpoint", value::endpoint);
         let mtu = reader.integer(&mut top, "mtu", MTU, "; IPv6 needs 1280");
+        let workers = reader.integer(&mut top, "workers", 1..=MAX_WORKERS, "");
         let copy_dscp = reader.boolean(&mut top, "copy_dscp");
         let bridges = reader.sections(&mut top, "bridge").into_iter().map(|at| bridge(reader, at)).collect::<Vec<_>>();
         let lans = reader.sections(&mut top, "lan").into_iter().map(|at| lan(reader, at)).collect::<Vec<_>>();
@@ -119,6 +122,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
             listen_port: listen_port.unwrap_or(DEFAULT_LISTEN_PORT),
             endpoint,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
+            workers,
             copy_dscp: copy_dscp.unwrap_or(false),
             bridges: bridges.into_iter().flatten().collect(),
             lans: lans.into_iter().flatten().collect(),

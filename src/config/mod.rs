@@ -53,6 +53,8 @@ pub struct Host {
     pub endpoint: Option<Endpoint>,
     /// Of the tunnel, in bytes.
     pub mtu: u16,
+    /// Threads that carry packets; by default as many as suit the machine.
+    pub workers: Option<u16>,
     /// Whether the outer header takes the DSCP of the packet inside.
     pub copy_dscp: bool,
     /// Container bridges.

@@ -67,6 +67,7 @@ addresses = ["10.88.0.2/24", "fd88::2/64"]
 listen_port = 51821
 endpoint = "home.example.net:51820"
 mtu = 1400
+workers = 2
 copy_dscp = true
 
 [[bridge]]
@@ -109,6 +110,7 @@ to = "10.89.2.10:443"
                 listen_port: 51821,
                 endpoint: Some(Endpoint::Name("home.example.net".into(), 51820)),
                 mtu: 1400,
+                workers: Some(2),
                 copy_dscp: true,
                 bridges: vec![Bridge {
                     name: "br0".into(),
@@ -194,7 +196,7 @@ to = "10.89.2.10"
             "meshd.toml:4: listen_port 70000: expected 0 to 65535; 0 picks one",
             "meshd.toml:5: mtu: expected a whole number, found the string \"1420\"",
             "meshd.toml:6: unknown key \"colour\"; known keys: name, interface, addresses, listen_port, endpoint, mtu, \
-             copy_dscp, bridge, lan, exit, publish",
+             workers, copy_dscp, bridge, lan, exit, publish",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
             "meshd.toml:11: bridge \"br0\": egress: expected a string, found true",

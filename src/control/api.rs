@@ -48,6 +48,8 @@ pub struct Drops {
     pub refused: u64,
     pub spoofed: u64,
     pub congested: u64,
+    /// Handshake messages that came faster than they could be answered.
+    pub overloaded: u64,
     pub unsent: u64,
     pub unwritten: u64,
     pub socket_overflow: u64,
@@ -65,6 +67,7 @@ impl Drops {
             ("refused", "received forged, replayed or too late", self.refused),
             ("spoofed", "received from a source that is not the peer's", self.spoofed),
             ("congested", "received marked for congestion, which the flow ignores", self.congested),
+            ("overloaded", "handshakes received faster than they can be answered", self.overloaded),
             ("unsent", "refused by the UDP socket", self.unsent),
             ("unwritten", "refused by the interface", self.unwritten),
             ("socket_overflow", "received too fast for the agent", self.socket_overflow),

@@ -1,10 +1,14 @@
-//! The forwarding loop: the TUN device, the UDP socket and three plain threads between them.
+//! The forwarding loop: the TUN device, the UDP port, and the workers between them.
 //!
-//! The way of a packet out: `outbound` reads a super-packet from the TUN device, [`Device::seal`] cuts and seals it into
-//! the outbox, one `sendmsg` sends the outbox. In: `inbound` reads a run of datagrams, [`Device::open`] opens them into
-//! the inbox, the coalescer gathers them into as few writes to the TUN device as it may. `timers` runs what is due four
-//! times a second. Each thread runs a batch to completion with buffers of its own; none allocates, sends over a
-//! channel, or holds a lock across a system call.
+//! Each worker is one thread with one queue of the TUN device and one socket of the port, and carries both directions. Out:
+//! it reads super-packets until there is none or a batch is full, [`Device::seal`] cuts and seals them into the outbox,
+//! one `sendmsg` sends up to 64 datagrams of it. In: it reads runs of datagrams, [`Device::open`] opens them into the
+//! inbox, the coalescer gathers them into as few writes to the TUN device as it may. A worker runs a batch to completion
+//! with buffers of its own; it never allocates, sends over a channel, or holds a lock across a system call. The kernel
+//! keeps each peer on one socket and each flow on one queue, so order holds.
+//!
+//! Beside them one thread answers handshakes and runs the timers, four times a second. A Diffie-Hellman takes as long as
+//! sealing fifty packets, so it is no worker's business.
 
 mod forward;
 mod tun;
@@ -17,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::tunnel::Device;
@@ -42,46 +47,49 @@ pub struct Losses {
     pub interface_overflow: u64,
 }
 
+/// How many workers there are to be: what is asked for, or as many as suit this machine.
+pub fn workers(wanted: Option<u16>) -> usize {
+    wanted.map_or(1, usize::from)
+}
+
 /// What the threads share.
 struct Shared {
     device: Arc<Device>,
     tun: Tun,
-    udp: ArcSwap<Udp>,
+    /// One for each worker, all on one port.
+    udp: ArcSwap<Vec<Udp>>,
     stopping: AtomicBool,
-    /// One for each thread: wakes it when the socket was changed or the loop is to end.
-    wake: [EventFd; 3],
+    /// One for each worker, and the last for the handshakes: wakes it when the sockets were changed or the loop is to end.
+    wake: Vec<EventFd>,
 }
 
 impl Dataplane {
-    /// Starts forwarding between `tun` and `udp`.
+    /// Starts forwarding between `tun` and `udp`, with a worker for each queue and socket.
     ///
     /// # Errors
     /// When the system has no thread or descriptor left.
-    pub fn start(device: Arc<Device>, tun: Tun, udp: Udp) -> io::Result<Self> {
-        let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let shared = Arc::new(Shared {
-            device,
-            tun,
-            udp: ArcSwap::from_pointee(udp),
-            stopping: AtomicBool::new(false),
-            wake: [eventfd()?, eventfd()?, eventfd()?],
-        });
-        let mut dataplane = Self { shared, threads: Vec::new() };
-        dataplane.spawn("outbound", forward::outbound)?;
-        dataplane.spawn("inbound", forward::inbound)?;
-        dataplane.spawn("timers", forward::timers)?;
+    pub fn start(device: Arc<Device>, tun: Tun, udp: Vec<Udp>) -> io::Result<Self> {
+        let workers = udp.len();
+        let eventfd = |_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let wake = (0..=workers).map(eventfd).collect::<Result<_, _>>()?;
+        let (udp, stopping) = (ArcSwap::from_pointee(udp), AtomicBool::new(false));
+        let mut dataplane = Self { shared: Arc::new(Shared { device, tun, udp, stopping, wake }), threads: Vec::new() };
+        for n in 0..workers {
+            dataplane.spawn(format!("worker-{n}"), move |shared| forward::worker(shared, n))?;
+        }
+        dataplane.spawn("handshakes".into(), forward::handshakes)?;
         Ok(dataplane)
     }
 
-    fn spawn(&mut self, name: &str, body: fn(&Shared)) -> io::Result<()> {
+    fn spawn(&mut self, name: String, body: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        self.threads.push(std::thread::Builder::new().name(name.into()).spawn(move || body(&shared))?);
+        self.threads.push(std::thread::Builder::new().name(name).spawn(move || body(&shared))?);
         Ok(())
     }
 
     /// The UDP port in use.
     pub fn port(&self) -> u16 {
-        self.shared.udp.load().port()
+        self.shared.udp.load()[0].port()
     }
 
     /// Moves to another UDP port; sessions stay.
@@ -89,7 +97,8 @@ impl Dataplane {
     /// # Errors
     /// When the port is taken; the old one stays in use then.
     pub fn rebind(&self, port: u16) -> io::Result<()> {
-        self.shared.udp.store(Arc::new(Udp::bind(port)?));
+        let workers = self.shared.udp.load().len();
+        self.shared.udp.store(Arc::new(Udp::bind(port, workers)?));
         self.shared.wake_all();
         Ok(())
     }
@@ -103,9 +112,9 @@ impl Dataplane {
     pub fn losses(&self) -> Losses {
         let (tun, udp) = (&self.shared.tun, self.shared.udp.load());
         Losses {
-            unsent: udp.unsent(),
+            unsent: udp.iter().map(Udp::unsent).sum(),
             unwritten: tun.unwritten(),
-            socket_overflow: udp.overflowed(),
+            socket_overflow: udp.iter().map(Udp::overflowed).sum(),
             interface_overflow: tun.overflowed(),
         }
     }
@@ -140,15 +149,18 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Blocks until `fd` is readable, the thread is woken, or `timeout` milliseconds are over (-1 for never).
-    fn wait(&self, thread: usize, fd: Option<BorrowedFd<'_>>, timeout: i32) {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let wake = &self.wake[thread];
-        let mut fds =
-            [PollFd::new(wake.as_fd(), PollFlags::POLLIN), PollFd::new(fd.unwrap_or(wake.as_fd()), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::NONE);
+    /// Wakes the thread that answers handshakes.
+    fn wake_handshakes(&self) {
+        let _ = self.wake[self.wake.len() - 1].write(1);
+    }
+
+    /// Blocks until one of `fds` is readable, the thread is woken, or the timeout is over.
+    fn wait(&self, thread: usize, fds: [Option<BorrowedFd<'_>>; 2], timeout: PollTimeout) {
+        let wake = self.wake[thread].as_fd();
+        let [first, second] = fds.map(|fd| PollFd::new(fd.unwrap_or(wake), PollFlags::POLLIN));
+        let mut fds = [PollFd::new(wake, PollFlags::POLLIN), first, second];
         if poll(&mut fds, timeout).is_ok() && fds[0].any() == Some(true) {
-            let _ = wake.read();
+            let _ = self.wake[thread].read();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd as _;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tun_rs::{DeviceBuilder, SyncDevice};
@@ -10,9 +10,11 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 use crate::packet::coalesce::Offload;
 use crate::packet::virtio::VnetHeader;
 
-/// An open TUN interface with one queue. It exists as long as this does.
+/// An open TUN interface. It exists as long as this does.
 pub struct Tun {
-    device: SyncDevice,
+    /// One for each worker. The kernel reads a flow from the queue that its other direction was last written to
+    /// (`tun_automq_select_queue`, drivers/net/tun.c), so both are one worker's.
+    queues: Vec<SyncDevice>,
     /// Whether packets carry a virtio header.
     vnet: bool,
     tcp: AtomicBool,
@@ -22,12 +24,14 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Creates the interface, down and without addresses, in this thread's network namespace.
+    /// Creates the interface with so many queues, down and without addresses, in this thread's network namespace.
     ///
     /// # Errors
     /// Without CAP_NET_ADMIN or /dev/net/tun, or when the name is taken.
-    pub fn create(name: &str) -> io::Result<Self> {
-        let build = |offload| DeviceBuilder::new().name(name).enable(false).offload(offload).build_sync();
+    pub fn create(name: &str, queues: usize) -> io::Result<Self> {
+        let build = |offload| {
+            DeviceBuilder::new().name(name).enable(false).offload(offload).multi_queue(queues > 1).build_sync()
+        };
         let (device, vnet) = match build(true) {
             Ok(device) => (device, true),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -36,13 +40,17 @@ impl Tun {
             }
             Err(error) => return Err(error),
         };
-        device.set_nonblocking(true)?;
         no_link_local_address(name);
         let udp = vnet && device.udp_gso();
         if vnet && !udp {
             tracing::info!("this kernel's TUN device has no USO (Linux 6.2 brought it); UDP goes packet by packet");
         }
-        Ok(Self { device, vnet, tcp: AtomicBool::new(vnet), udp: AtomicBool::new(udp), lost: AtomicU64::new(0) })
+        let mut queues = (1..queues).map(|_| device.try_clone()).collect::<io::Result<Vec<_>>>()?;
+        queues.push(device);
+        for queue in &queues {
+            queue.set_nonblocking(true)?;
+        }
+        Ok(Self { queues, vnet, tcp: AtomicBool::new(vnet), udp: AtomicBool::new(udp), lost: AtomicU64::new(0) })
     }
 
     /// Which super-packets may be written.
@@ -50,17 +58,23 @@ impl Tun {
         Offload { tcp: self.tcp.load(Ordering::Relaxed), udp: self.udp.load(Ordering::Relaxed) }
     }
 
-    /// Reads one packet or super-packet into `buffer`, without blocking; its length comes back.
+    /// Reads one packet or super-packet of a queue into `buffer`, without blocking; its length comes back.
     ///
     /// # Errors
     /// `WouldBlock` when there is none.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<(VnetHeader, usize)> {
+    pub fn read(&self, queue: usize, buffer: &mut [u8]) -> io::Result<(VnetHeader, usize)> {
         if !self.vnet {
-            return Ok((VnetHeader::default(), self.device.recv(buffer)?));
+            return Ok((VnetHeader::default(), self.queues[queue].recv(buffer)?));
         }
         let mut header = [0; VnetHeader::LEN];
-        let len = self.device.recv_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        let len = self.queues[queue].recv_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
         Ok((VnetHeader::parse(&header), len.saturating_sub(VnetHeader::LEN)))
+    }
+
+    /// To wait for.
+    pub fn fd(&self, queue: usize) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to the queue, which lives as long as the borrow of `self`.
+        unsafe { BorrowedFd::borrow_raw(self.queues[queue].as_raw_fd()) }
     }
 
     /// Packets that could not be written.
@@ -71,13 +85,13 @@ impl Tun {
     /// Packets that came while the device's queue was full.
     pub fn overflowed(&self) -> u64 {
         let text = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
-        self.device.name().ok().and_then(|name| transmit_drops(&text, &name)).unwrap_or(0)
+        self.queues[0].name().ok().and_then(|name| transmit_drops(&text, &name)).unwrap_or(0)
     }
 
-    /// Writes one packet, whose first slice is its virtio header. A kernel that rejects a super-packet gets none again.
-    pub fn write(&self, slices: &[IoSlice<'_>]) {
+    /// Writes one packet to a queue, whose first slice is its virtio header. A kernel that rejects a super-packet gets none again.
+    pub fn write(&self, queue: usize, slices: &[IoSlice<'_>]) {
         let slices = if self.vnet { slices } else { &slices[1..] };
-        let Err(error) = self.device.send_vectored(slices) else { return };
+        let Err(error) = self.queues[queue].send_vectored(slices) else { return };
         // Two slices are one packet, and each that was gathered adds one.
         let packets = slices.len() - usize::from(self.vnet);
         self.lost.fetch_add(packets as u64, Ordering::Relaxed);
@@ -104,13 +118,6 @@ fn transmit_drops(text: &str, name: &str) -> Option<u64> {
 fn no_link_local_address(name: &str) {
     const NONE: &str = "1";
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), NONE);
-}
-
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor belongs to `device`, which lives as long as the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Control messages and `sendmsg` are written against libc, because the safe wrappers allocate for each call.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -32,26 +32,39 @@ pub struct Udp {
 struct Control([u8; CONTROL]);
 
 impl Udp {
-    /// Binds `port` on all addresses of both families; 0 lets the kernel pick.
+    /// Binds `port` on all addresses of both families, for so many workers; 0 lets the kernel pick. The kernel hands all
+    /// that comes from one address and port to the same one of the sockets.
     ///
     /// # Errors
     /// When the port is taken, above all.
-    pub fn bind(port: u16) -> io::Result<Self> {
-        let dual = Self::open(true, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-        let udp = match dual {
+    pub fn bind(port: u16, workers: usize) -> io::Result<Vec<Self>> {
+        let unspecified = |dual| if dual { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+        let open = |dual, port, shared| Self::open(dual, SocketAddr::from((unspecified(dual), port)), shared);
+        // The first one alone, so that a port that somebody has is an error whoever that is.
+        let first = match open(true, port, false) {
             // IPv6 is compiled out or disabled on this host.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-                Self::open(false, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+                open(false, port, false)?
             }
             other => other?,
         };
-        if !segmentation_works() {
-            udp.give_up_gso("a self-check over loopback failed");
+        let mut sockets = vec![first];
+        if workers > 1 {
+            sockets[0].set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
-        Ok(udp)
+        for _ in 1..workers {
+            sockets.push(open(sockets[0].dual, sockets[0].port, true)?);
+        }
+        if !segmentation_works() {
+            for socket in &sockets {
+                socket.give_up_gso("a self-check over loopback failed");
+            }
+        }
+        Ok(sockets)
     }
 
-    fn open(dual: bool, addr: SocketAddr) -> io::Result<Self> {
+    /// `shared`: beside another socket on the same port.
+    fn open(dual: bool, addr: SocketAddr, shared: bool) -> io::Result<Self> {
         let family = if dual { libc::AF_INET6 } else { libc::AF_INET };
         // SAFETY: no pointers; the result is checked.
         let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
@@ -77,6 +90,9 @@ impl Udp {
         }
         if let Err(error) = udp.set(libc::SOL_UDP, libc::UDP_GRO, 1) {
             tracing::info!(%error, "no UDP_GRO; datagrams arrive one by one");
+        }
+        if shared {
+            udp.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
         let (storage, len) = udp.sockaddr(addr);
         // SAFETY: `storage` holds a socket address of `len` bytes.
@@ -130,7 +146,7 @@ impl Udp {
                     // One byte in IPv4, an integer in IPv6.
                     (libc::IPPROTO_IP, libc::IP_TOS) => traffic_class = data.read(),
                     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                        traffic_class = data.cast::<libc::c_int>().read_unaligned() as u8;
+                        traffic_class = data.cast::<libc::c_int>().read_unaligned().to_le_bytes()[0];
                     }
                     _ => {}
                 }
@@ -142,28 +158,28 @@ impl Udp {
 
     /// Sends a run, at once where `UDP_SEGMENT` works. What cannot be sent is lost, as on any link.
     pub fn send(&self, run: &Run<'_>) {
-        let single = run.bytes.len() <= run.segment;
+        let single = matches!(run.slices, [slice] if slice.len() <= run.segment);
         if !single && self.gso.load(Ordering::Relaxed) {
-            let Err(error) = self.send_from(run, run.bytes, Some(run.segment as u16)) else { return };
+            let Err(error) = self.send_from(run, run.slices, Some(run.segment as u16)) else { return };
             match error.raw_os_error() {
                 // The device cannot checksum what it would have to cut (udp_send_skb, net/ipv4/udp.c).
                 Some(libc::EIO) => self.give_up_gso("the outgoing device cannot checksum"),
                 // A datagram is longer than the path's MTU: only whole ones can be fragmented.
                 Some(libc::EINVAL | libc::EMSGSIZE) => {}
-                _ => return self.lost(run.bytes.len().div_ceil(run.segment), &error),
+                _ => return self.lost(run.count(), &error),
             }
         }
-        for datagram in run.bytes.chunks(run.segment.max(1)) {
-            if let Err(error) = self.send_from(run, datagram, None) {
+        for datagram in run.datagrams() {
+            if let Err(error) = self.send_from(run, &[IoSlice::new(datagram)], None) {
                 self.lost(1, &error);
             }
         }
     }
 
     /// One `sendmsg`, from the address that the peer knows unless that is gone.
-    fn send_from(&self, run: &Run<'_>, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+    fn send_from(&self, run: &Run<'_>, slices: &[IoSlice<'_>], segment: Option<u16>) -> io::Result<()> {
         let (path, class) = (run.path, run.traffic_class);
-        let result = self.sendmsg(path, class, bytes, segment);
+        let result = self.sendmsg(path, class, slices, segment);
         match &result {
             Err(error)
                 if path.local.is_some()
@@ -172,25 +188,25 @@ impl Udp {
                         Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EHOSTUNREACH)
                     ) =>
             {
-                self.sendmsg(Path { local: None, ..path }, class, bytes, segment)
+                self.sendmsg(Path { local: None, ..path }, class, slices, segment)
             }
             _ => result,
         }
     }
 
-    fn sendmsg(&self, path: Path, traffic_class: u8, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+    fn sendmsg(&self, path: Path, traffic_class: u8, slices: &[IoSlice<'_>], segment: Option<u16>) -> io::Result<()> {
         if !self.dual && path.remote.is_ipv6() {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         }
         let (mut to, to_len) = self.sockaddr(path.remote);
         let mut control = Control([0; CONTROL]);
-        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: all-zero is a valid value of this plain C structure.
         let mut message: libc::msghdr = unsafe { mem::zeroed() };
         message.msg_name = (&raw mut to).cast();
         message.msg_namelen = to_len;
-        message.msg_iov = &raw mut iov;
-        message.msg_iovlen = 1;
+        // `IoSlice` has the layout of `iovec`, as its documentation promises; sendmsg only reads.
+        message.msg_iov = slices.as_ptr().cast_mut().cast();
+        message.msg_iovlen = slices.len();
         message.msg_control = (&raw mut control).cast();
         message.msg_controllen = CONTROL;
         let mut used = 0;
@@ -228,7 +244,7 @@ impl Udp {
         if used == 0 {
             message.msg_control = std::ptr::null_mut();
         }
-        // SAFETY: every pointer in `message` refers to a live local or to `bytes`.
+        // SAFETY: every pointer in `message` refers to a live local or to `slices`.
         let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, 0) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -365,12 +381,12 @@ fn parse_sockaddr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 /// time decide.
 fn segmentation_works() -> bool {
     let check = || -> io::Result<bool> {
-        let sender = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into())?;
-        let receiver = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into())?;
+        let sender = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into(), false)?;
+        let receiver = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into(), false)?;
         receiver.set(libc::SOL_UDP, libc::UDP_GRO, 0)?;
         let bytes: Vec<u8> = (0u8..=255).cycle().take(3 * 400).collect();
         let path = Path { remote: (Ipv4Addr::LOCALHOST, receiver.port()).into(), local: None };
-        sender.sendmsg(path, 0, &bytes, Some(400))?;
+        sender.sendmsg(path, 0, &[IoSlice::new(&bytes)], Some(400))?;
         let mut buffer = [0; 2048];
         for expected in bytes.chunks(400) {
             // Loopback delivers within sendmsg, so nothing to read means nothing was sent.
@@ -391,6 +407,10 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 mod tests {
     use super::*;
 
+    fn bind() -> Udp {
+        Udp::bind(0, 1).unwrap().remove(0)
+    }
+
     fn receive(udp: &Udp, want: usize) -> Vec<(SocketAddr, Vec<u8>)> {
         let mut buffer = vec![0; 1 << 16];
         let mut got = Vec::new();
@@ -410,11 +430,11 @@ mod tests {
 
     #[test]
     fn runs_arrive_whole_over_both_families_and_from_the_address_asked_for() {
-        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let (a, b) = (bind(), bind());
         let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let path = Path { remote: (ip, b.port()).into(), local: Some(ip) };
-            a.send(&Run { path, traffic_class: 0, bytes: &bytes, segment: 300 });
+            a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(&bytes)], segment: 300 });
             let got = receive(&b, 4);
             assert_eq!(got.iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [300, 300, 300, 100]);
             assert!(got.iter().all(|(from, _)| *from == SocketAddr::from((ip, a.port()))));
@@ -424,13 +444,13 @@ mod tests {
 
     #[test]
     fn traffic_classes_cross_over_both_families() {
-        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let (a, b) = (bind(), bind());
         let mut buffer = vec![0; 1 << 16];
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let path = Path { remote: (ip, b.port()).into(), local: Some(ip) };
             for traffic_class in [0, 2, 3, 0x88] {
                 for bytes in [&[7; 100][..], &[7; 250]] {
-                    a.send(&Run { path, traffic_class, bytes, segment: 100 });
+                    a.send(&Run { path, traffic_class, slices: &[IoSlice::new(bytes)], segment: 100 });
                     let mut len = 0;
                     while len < bytes.len() {
                         let datagrams = b.recv(&mut buffer).unwrap();
@@ -444,31 +464,31 @@ mod tests {
 
     #[test]
     fn a_vanished_source_address_does_not_keep_a_datagram_back() {
-        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let (a, b) = (bind(), bind());
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: Some([192, 0, 2, 77].into()) };
-        a.send(&Run { path, traffic_class: 0, bytes: b"still here", segment: 10 });
+        a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(b"still here")], segment: 10 });
         assert_eq!(receive(&b, 1)[0].1, b"still here");
     }
 
     #[test]
     fn without_segmentation_offload_the_same_datagrams_arrive() {
-        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let (a, b) = (bind(), bind());
         a.give_up_gso("the test says so");
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
-        a.send(&Run { path, traffic_class: 0, bytes: &[7; 250], segment: 100 });
+        a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(&[7; 250])], segment: 100 });
         assert_eq!(receive(&b, 3).iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [100, 100, 50]);
     }
 
     #[test]
     fn what_does_not_arrive_is_counted() {
-        let (a, b) = (Udp::bind(0).unwrap(), Udp::bind(0).unwrap());
+        let (a, b) = (bind(), bind());
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
         for _ in 0..1000 {
-            a.send(&Run { path, traffic_class: 0, bytes: &[7; 60_000], segment: 1000 });
+            a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(&vec![7; 60_000])], segment: 1000 });
         }
         assert!(b.overflowed() > 0);
         let path = Path { remote: (Ipv4Addr::BROADCAST, b.port()).into(), local: None };
-        a.send(&Run { path, traffic_class: 0, bytes: &[7; 250], segment: 100 });
+        a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(&[7; 250])], segment: 100 });
         assert_eq!(a.unsent(), 3, "SO_BROADCAST is not set");
     }
 

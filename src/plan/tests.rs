@@ -37,6 +37,7 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
         listen_port: 51820,
         endpoint: None,
         mtu: 1420,
+        workers: None,
         copy_dscp: false,
         bridges,
         lans: Vec::new(),

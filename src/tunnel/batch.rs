@@ -2,6 +2,7 @@
 //!
 //! Both are allocated once and reused; neither grows on the forwarding path.
 
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
@@ -20,26 +21,43 @@ pub struct Outbox {
     arena: Box<[u8]>,
     used: usize,
     sealed: Vec<Sealed>,
+    /// Whether datagrams of more than one peer stand in `sealed`.
+    mixed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Sealed {
+    start: usize,
     len: usize,
+    /// The peer's index.
+    peer: u32,
     path: Path,
     traffic_class: u8,
 }
 
-/// Consecutive datagrams that one `sendmsg` with `UDP_SEGMENT` can carry.
+/// Datagrams that one `sendmsg` with `UDP_SEGMENT` can carry: of one peer, in the order of sealing.
 #[derive(Debug)]
 pub struct Run<'a> {
     /// Where to.
     pub path: Path,
     /// TOS or traffic class of the outer header.
     pub traffic_class: u8,
-    /// The datagrams, back to back.
-    pub bytes: &'a [u8],
-    /// The length of each but the last, which may be shorter.
+    /// The datagrams; those of one slice are back to back.
+    pub slices: &'a [IoSlice<'a>],
+    /// The length of each but the last of all, which may be shorter.
     pub segment: usize,
+}
+
+impl Run<'_> {
+    /// One after the other.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        self.slices.iter().flat_map(|slice| slice.chunks(self.segment.max(1)))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.slices.iter().map(|slice| slice.len().div_ceil(self.segment.max(1))).sum()
+    }
 }
 
 /// `UDP_MAX_SEGMENTS` of the kernels that brought UDP_SEGMENT (include/linux/udp.h; later ones allow 128).
@@ -54,17 +72,20 @@ impl Outbox {
     pub const CAPACITY: usize = 1 << 20;
     /// What is free after a flush that [`Outbox::is_full`] asked for: enough for any one super-packet.
     const RESERVE: usize = 1 << 19;
-    /// Past this a batch gains nothing and only adds latency.
-    const BATCH: usize = 60_000;
+    /// Past this a batch gains nothing and only adds latency. A super-packet of the kernel's is a little more than one
+    /// `sendmsg` takes, so that of each alone two segments would be left over and cost a send of their own.
+    const BATCH: usize = 4 * MAX_UDP_PAYLOAD;
+    /// The same for small packets.
+    const BATCH_SEGMENTS: usize = 4 * MAX_SEGMENTS;
 
     /// An empty one.
     pub fn new() -> Self {
-        Self { arena: vec![0; Self::CAPACITY].into(), used: 0, sealed: Vec::with_capacity(4096) }
+        Self { arena: vec![0; Self::CAPACITY].into(), used: 0, sealed: Vec::with_capacity(4096), mixed: false }
     }
 
     /// Whether it is time to send: a full batch, or no room for another super-packet.
     pub fn is_full(&self) -> bool {
-        self.used >= Self::BATCH || self.sealed.len() >= MAX_SEGMENTS
+        self.used >= Self::BATCH || self.sealed.len() >= Self::BATCH_SEGMENTS
     }
 
     /// Whether any one super-packet still fits.
@@ -92,47 +113,65 @@ impl Outbox {
         &mut self.arena[self.used..]
     }
 
-    /// Keeps the first `len` bytes of what was [`Outbox::spare`] as one datagram.
-    pub(super) fn commit(&mut self, len: usize, path: Path, traffic_class: u8) {
+    /// Keeps the first `len` bytes of what was [`Outbox::spare`] as one datagram to the peer of this index.
+    pub(super) fn commit(&mut self, len: usize, peer: u32, path: Path, traffic_class: u8) {
+        self.mixed |= self.sealed.last().is_some_and(|last| last.peer != peer);
+        self.sealed.push(Sealed { start: self.used, len, peer, path, traffic_class });
         self.used += len;
-        self.sealed.push(Sealed { len, path, traffic_class });
     }
 
-    /// The datagrams, gathered into as few runs as `UDP_SEGMENT` allows: one destination, one traffic class, one length;
-    /// the last may be shorter.
-    pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        let mut next = 0;
-        let mut start = 0;
-        std::iter::from_fn(move || {
-            let first = *self.sealed.get(next)?;
-            let mut end = start;
-            let begin = next;
-            while let Some(sealed) = self.sealed.get(next) {
-                let fits = sealed.path == first.path
-                    && sealed.traffic_class == first.traffic_class
-                    && sealed.len <= first.len
-                    && next - begin < MAX_SEGMENTS
-                    && end - start + sealed.len <= MAX_UDP_PAYLOAD.max(first.len);
-                if !fits {
+    /// Hands out the datagrams in as few runs as `UDP_SEGMENT` allows, and is empty again. The order of one peer's
+    /// datagrams is kept, that between peers is not: their packets come interleaved, and would make a run each.
+    pub fn flush(&mut self, mut send: impl FnMut(&Run<'_>)) {
+        if self.mixed {
+            self.sealed.sort_unstable_by_key(|sealed| (sealed.peer, sealed.start));
+        }
+        let mut rest = &self.sealed[..];
+        while let Some(first) = rest.first() {
+            let mut slices = [IoSlice::new(&[]); MAX_SEGMENTS];
+            let (mut count, mut piece, mut bytes, mut len) = (0, first.start..first.start, 0, 0);
+            for sealed in rest {
+                if !sealed.continues(first)
+                    || len == MAX_SEGMENTS
+                    || bytes + sealed.len > MAX_UDP_PAYLOAD.max(first.len)
+                {
                     break;
                 }
-                end += sealed.len;
-                next += 1;
+                if sealed.start != piece.end {
+                    slices[count] = IoSlice::new(&self.arena[piece]);
+                    count += 1;
+                    piece = sealed.start..sealed.start;
+                }
+                piece.end += sealed.len;
+                bytes += sealed.len;
+                len += 1;
                 if sealed.len < first.len {
                     break;
                 }
             }
-            let (path, traffic_class) = (first.path, first.traffic_class);
-            let run = Run { path, traffic_class, bytes: &self.arena[start..end], segment: first.len };
-            start = end;
-            Some(run)
-        })
+            slices[count] = IoSlice::new(&self.arena[piece]);
+            let (path, traffic_class, segment) = (first.path, first.traffic_class, first.len);
+            send(&Run { path, traffic_class, slices: &slices[..=count], segment });
+            rest = &rest[len..];
+        }
+        self.clear();
     }
 
     /// Forgets all datagrams.
     pub fn clear(&mut self) {
         self.used = 0;
         self.sealed.clear();
+        self.mixed = false;
+    }
+}
+
+impl Sealed {
+    /// Whether this may be another segment of a run that begins with `first`.
+    fn continues(&self, first: &Self) -> bool {
+        self.peer == first.peer
+            && self.path == first.path
+            && self.traffic_class == first.traffic_class
+            && self.len <= first.len
     }
 }
 
@@ -172,12 +211,19 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Room for all that one `recvmsg` can deliver (a UDP length is 16 bits).
-    const CAPACITY: usize = 1 << 16;
+    /// What one `recvmsg` can deliver at most: a UDP length is 16 bits.
+    const RESERVE: usize = 1 << 16;
+    /// Bytes of the arena. What several reads deliver is gathered into fewer, larger writes.
+    const CAPACITY: usize = 4 * Self::RESERVE;
 
     /// An empty one.
     pub fn new() -> Self {
         Self { arena: vec![0; Self::CAPACITY].into(), used: 0, packets: Vec::with_capacity(2048) }
+    }
+
+    /// Whether all that one `recvmsg` can deliver still fits.
+    pub fn has_room(&self) -> bool {
+        self.used + Self::RESERVE <= Self::CAPACITY
     }
 
     pub(super) fn spare(&mut self) -> &mut [u8] {
@@ -210,12 +256,18 @@ mod tests {
         Path { remote: ([192, 0, 2, 1], port).into(), local: None }
     }
 
+    /// Port, bytes and segment of each run of datagrams with these lengths and ports, one peer for each port.
     fn runs(lens: &[(usize, u16)]) -> Vec<(u16, usize, usize)> {
         let mut outbox = Outbox::new();
         for &(len, port) in lens {
-            outbox.commit(len, path(port), 0);
+            outbox.commit(len, port.into(), path(port), 0);
         }
-        outbox.runs().map(|run| (run.path.remote.port(), run.bytes.len(), run.segment)).collect()
+        let mut runs = Vec::new();
+        outbox.flush(|run| {
+            runs.push((run.path.remote.port(), run.datagrams().map(<[u8]>::len).sum(), run.segment));
+        });
+        assert!(outbox.is_empty());
+        runs
     }
 
     #[test]
@@ -224,19 +276,38 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_datagram_or_another_peer_starts_a_run() {
+    fn a_longer_datagram_starts_a_run() {
         assert_eq!(runs(&[(60, 1), (100, 1)]), [(1, 60, 60), (1, 100, 100)]);
-        assert_eq!(runs(&[(60, 1), (60, 2), (60, 1)]), [(1, 60, 60), (2, 60, 60), (1, 60, 60)]);
     }
 
     #[test]
-    fn another_traffic_class_starts_a_run() {
+    fn interleaved_peers_have_a_run_each_in_which_their_order_is_kept() {
+        assert_eq!(runs(&[(60, 1), (60, 2), (60, 1), (50, 2)]), [(1, 120, 60), (2, 110, 60)]);
         let mut outbox = Outbox::new();
-        for traffic_class in [2, 2, 3, 2] {
-            outbox.commit(100, path(1), traffic_class);
+        for n in 0..100u8 {
+            outbox.spare()[..4].fill(n);
+            outbox.commit(4, u32::from(n % 3), path(n.into()), 0);
         }
-        let runs: Vec<_> = outbox.runs().map(|run| (run.traffic_class, run.bytes.len())).collect();
-        assert_eq!(runs, [(2, 200), (3, 100), (2, 100)]);
+        let mut seen = [None; 3];
+        outbox.flush(|run| {
+            for datagram in run.datagrams() {
+                assert_eq!((datagram.len(), u16::from(datagram[0])), (4, run.path.remote.port()));
+                let last = seen[usize::from(datagram[0] % 3)].replace(datagram[0]);
+                assert!(last.is_none_or(|last| last < datagram[0]));
+            }
+        });
+        assert_eq!(seen, [Some(99), Some(97), Some(98)]);
+    }
+
+    #[test]
+    fn another_traffic_class_or_address_starts_a_run() {
+        let mut outbox = Outbox::new();
+        for (traffic_class, port) in [(2, 1), (2, 1), (3, 1), (2, 1), (2, 7)] {
+            outbox.commit(100, 1, path(port), traffic_class);
+        }
+        let mut runs = Vec::new();
+        outbox.flush(|run| runs.push((run.traffic_class, run.count())));
+        assert_eq!(runs, [(2, 2), (3, 1), (2, 1), (2, 1)]);
     }
 
     #[test]

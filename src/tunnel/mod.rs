@@ -6,8 +6,9 @@
 //!    for its destination, cuts a super-packet into segments and seals them into an [`Outbox`].
 //! 2. [`Device::open`] takes what one read of the UDP socket delivered. Data messages are looked up by receiver index,
 //!    opened into an [`Inbox`], and kept when the most specific allowed IP for their source belongs to the peer that
-//!    sealed them. Handshake messages pass the gate (mac1, cookie, per-source limit) first; answers go to the outbox.
-//! 3. [`Device::tick`], at least four times a second, runs every peer's timers.
+//!    sealed them. Handshake messages are set aside, as many as their source may send.
+//! 3. [`Device::answer`] takes one of those: past the gate (mac1, cookie) it computes the answer into the outbox.
+//! 4. [`Device::tick`], at least four times a second, runs every peer's timers.
 //!
 //! Whatever is in the outbox is then sent, and whatever is in the inbox is written to the TUN device.
 //!
@@ -16,6 +17,7 @@
 
 mod batch;
 mod gate;
+mod handshake;
 mod message;
 mod peer;
 mod table;
@@ -29,9 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn};
 use ipnet::IpNet;
 
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
@@ -40,7 +40,8 @@ use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
 use crate::packet::{ecn, ip};
-use gate::{Gate, Verdict};
+use gate::Gate;
+use handshake::Handshakes;
 use peer::{Opened, Peer, Session, Unsealed};
 use table::Table;
 
@@ -106,6 +107,8 @@ pub struct Drops {
     /// From the wire: authentic, but marked as having met congestion, while the packet inside cannot bear a mark (RFC
     /// 6040, section 4.2).
     pub congested: AtomicU64,
+    /// From the wire: handshake messages that came faster than they could be answered.
+    pub overloaded: AtomicU64,
 }
 
 /// One WireGuard interface: a private key and its peers.
@@ -117,6 +120,7 @@ pub struct Device {
     mtu: AtomicU16,
     /// What the outer header takes of the inner traffic class.
     copied: AtomicU8,
+    handshakes: Handshakes,
     /// Why packets were dropped.
     pub drops: Drops,
 }
@@ -130,6 +134,7 @@ impl Device {
             changing: Mutex::new(()),
             mtu: mtu.into(),
             copied: ecn::MASK.into(),
+            handshakes: Handshakes::default(),
             drops: Drops::default(),
         }
     }
@@ -153,17 +158,31 @@ impl Device {
         }
     }
 
-    /// Opens what one read of the UDP socket delivered. `inbox` is empty; `wall` stamps completed handshakes.
-    pub fn open(&self, datagrams: Datagrams<'_>, inbox: &mut Inbox, out: &mut Outbox, now: Instant, wall: SystemTime) {
+    /// Opens what one read of the UDP socket delivered; `inbox` has room for it. Handshake messages are set aside: true
+    /// when there are any for [`Device::answer`]. `wall` stamps completed handshakes.
+    pub fn open(
+        &self,
+        datagrams: Datagrams<'_>,
+        inbox: &mut Inbox,
+        out: &mut Outbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> bool {
         let table = self.table.load();
         let Datagrams { path, traffic_class, .. } = datagrams;
         let mut opener =
             Opener { device: self, table: &table, path, traffic_class, now, wall, held: None, proven: None };
+        let mut set_aside = false;
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
                 Some(message::DATA) => opener.data(datagram, inbox, out),
                 Some(message::HANDSHAKE_INITIATION | message::HANDSHAKE_RESPONSE | message::COOKIE_REPLY) => {
-                    opener.handshake(datagram, out)
+                    let admitted = table.gate.admits(path.remote.ip(), now);
+                    if admitted && !self.handshakes.set_aside(datagram, path) {
+                        count(&self.drops.overloaded);
+                    }
+                    set_aside |= admitted;
+                    admitted
                 }
                 _ => false,
             };
@@ -171,6 +190,17 @@ impl Device {
                 count(&self.drops.refused);
             }
         }
+        set_aside
+    }
+
+    /// Takes one of the handshake messages that were set aside; false when there is none. `out` has room. A Diffie-Hellman
+    /// takes as long as sealing fifty packets, so this has a thread of its own.
+    pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
+        let Some(waiting) = self.handshakes.next() else { return false };
+        if !handshake::answer(&self.table.load(), &waiting, out, now, wall) {
+            count(&self.drops.refused);
+        }
+        true
     }
 
     /// Runs the timers of all peers. `send` is called when `out` fills up, and must empty it.
@@ -310,7 +340,7 @@ struct Opener<'t> {
     proven: Option<IpAddr>,
 }
 
-impl<'t> Opener<'t> {
+impl Opener<'_> {
     fn data(&mut self, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
         let Some(index) = message::receiver(datagram) else { return false };
         if self.held.as_ref().is_none_or(|(peer, _)| peer.index != index >> 8) {
@@ -340,44 +370,6 @@ impl<'t> Opener<'t> {
         }
         session.drain(out, self.now);
         true
-    }
-
-    fn handshake(&mut self, datagram: &[u8], out: &mut Outbox) -> bool {
-        self.held = None;
-        self.proven = None;
-        if !out.has_room() {
-            return false;
-        }
-        let peer = if message::kind(datagram) == Some(message::COOKIE_REPLY) {
-            message::receiver(datagram).and_then(|index| self.table.receiver(index))
-        } else {
-            match self.table.gate.judge(datagram, self.path.remote.ip(), out.spare(), self.now) {
-                Verdict::Admit => self.sender(datagram),
-                Verdict::Challenge(len) => {
-                    out.commit(len, self.path, 0);
-                    return true;
-                }
-                Verdict::Drop => None,
-            }
-        };
-        let Some(peer) = peer else { return false };
-        let mut session = peer.lock();
-        let taken = session.handshake(datagram, self.path, out, self.now, self.wall);
-        session.drain(out, self.now);
-        taken
-    }
-
-    /// Whose handshake message this is: an initiation carries the sealed static key, a response our index.
-    fn sender(&self, datagram: &[u8]) -> Option<&'t Arc<Peer>> {
-        match Tunn::parse_incoming_packet(datagram).ok()? {
-            Packet::HandshakeInit(initiation) => {
-                let (private_key, public_key) = (self.table.private_key.to_dalek(), self.table.public_key.to_dalek());
-                let half = parse_handshake_anon(&private_key, &public_key, &initiation).ok()?;
-                self.table.peers.get(&PublicKey::from_bytes(half.peer_static_public).ok()?)
-            }
-            Packet::HandshakeResponse(response) => self.table.receiver(response.receiver_idx),
-            _ => None,
-        }
     }
 }
 

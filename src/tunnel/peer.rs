@@ -28,6 +28,8 @@ pub(super) struct Peer {
 /// All that changes, under one lock, which is taken once per batch.
 pub(super) struct Session {
     tunn: Tunn,
+    /// The peer's.
+    index: u32,
     settings: PeerSettings,
     path: Option<Path>,
     rx_bytes: u64,
@@ -76,6 +78,7 @@ impl Peer {
         let tunn = Tunn::new(private_key.to_dalek(), settings.public_key.to_dalek(), psk, None, index, Some(limiter));
         let session = Session {
             tunn,
+            index,
             path: settings.endpoint.map(|remote| Path { remote, local: None }),
             settings,
             rx_bytes: 0,
@@ -284,7 +287,7 @@ impl Session {
         }
         self.last_traversal = now;
         self.tx_bytes += sent.len as u64;
-        out.commit(sent.len, path, sent.traffic_class);
+        out.commit(sent.len, self.index, path, sent.traffic_class);
     }
 
     fn authenticated(&mut self, len: usize, path: Path, now: Instant) {

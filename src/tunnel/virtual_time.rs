@@ -125,10 +125,9 @@ impl Network {
     fn transmit(&mut self, from: usize) {
         let src = self.hosts[from].addr;
         let mut sent = Vec::new();
-        for run in self.hosts[from].outbox.runs() {
-            sent.extend(run.bytes.chunks(run.segment).map(|datagram| (run.path.remote, datagram.to_vec())));
-        }
-        self.hosts[from].outbox.clear();
+        self.hosts[from].outbox.flush(|run| {
+            sent.extend(run.datagrams().map(|datagram| (run.path.remote, datagram.to_vec())));
+        });
         for (dst, datagram) in sent {
             self.wire.push((self.elapsed, src, dst, datagram.clone()));
             if self.dice() < self.loss_percent {
@@ -155,6 +154,7 @@ impl Network {
             now,
             wall,
         );
+        while device.answer(outbox, now, wall) {}
         received.extend(inbox.packets.iter().map(|range| inbox.arena[range.clone()].to_vec()));
         self.transmit(host);
     }

@@ -166,6 +166,8 @@ fn config(name: &str, addresses: &[&str], bridge: Bridge, peers: Vec<Peer>) -> C
         listen_port: 51820,
         endpoint: None,
         mtu: 1420,
+        workers: None,
+        copy_dscp: false,
         bridges: vec![bridge],
         lans: Vec::new(),
         exit: None,
