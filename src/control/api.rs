@@ -48,7 +48,6 @@ pub struct Drops {
     pub refused: u64,
     pub spoofed: u64,
     pub congested: u64,
-    /// Handshake messages that came faster than they could be answered.
     pub overloaded: u64,
     pub unsent: u64,
     pub unwritten: u64,
@@ -58,7 +57,7 @@ pub struct Drops {
 
 impl Drops {
     /// Each cause: its name here, what it means, and how many packets.
-    pub fn causes(&self) -> [(&'static str, &'static str, u64); 11] {
+    pub fn causes(&self) -> [(&'static str, &'static str, u64); 12] {
         [
             ("unroutable", "to an address in no peer's allowed IPs", self.unroutable),
             ("unreachable", "to a peer without an endpoint", self.unreachable),
