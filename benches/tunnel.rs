@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-use fixtures::{Pair, SEGMENTS, routes};
+use fixtures::{Crowd, Pair, SEGMENTS, routes};
 
 fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("allowed IPs");
@@ -47,5 +47,22 @@ fn batch(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, batch);
+/// An initiation from each of many peers, answered one after the other. An initiation is worth an answer once, so each
+/// round is computed anew.
+fn handshakes(criterion: &mut Criterion) {
+    let mut crowd = Crowd::new();
+    let mut group = criterion.benchmark_group("handshake");
+    group.sample_size(10).bench_function("answer", |bench| {
+        bench.iter_custom(|rounds| {
+            let mut spent = Duration::ZERO;
+            for _ in 0..rounds.div_ceil(Crowd::PEERS) {
+                spent += crowd.answer();
+            }
+            spent / u32::try_from(rounds.div_ceil(Crowd::PEERS) * Crowd::PEERS).unwrap_or(u32::MAX) * rounds as u32
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lookup, batch, handshakes);
 criterion_main!(benches);

@@ -2,7 +2,8 @@
 //!
 //! Above a number of handshake messages a second each source is held to a share, as the kernel's ratelimiter does
 //! (drivers/net/wireguard/ratelimiter.c), whatever it sends. What is left goes to boringtun's `RateLimiter`, which checks
-//! mac1 and asks for a cookie (whitepaper, section 5.3); so nobody gets far under a borrowed address.
+//! mac1, and asks for a cookie while more messages wait than are answered (whitepaper, section 5.3); so nobody gets far
+//! under a borrowed address, and a thousand peers that return at once are answered all.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -16,8 +17,8 @@ use boringtun::noise::rate_limiter::RateLimiter;
 
 use crate::key::PublicKey;
 
-/// Handshake messages a second that are answered without a cookie.
-const UNPROVEN_PER_SECOND: u64 = 200;
+/// Handshake messages a second up to which no source is held to its share.
+const CALM_PER_SECOND: u64 = 200;
 /// Of one source: PACKETS_PER_SECOND and PACKETS_BURSTABLE of the kernel's ratelimiter.c.
 const PER_SOURCE_INTERVAL: Duration = Duration::from_millis(50);
 const PER_SOURCE_BURST: u32 = 5;
@@ -27,7 +28,10 @@ const BUCKETS: usize = 1 << 14;
 
 /// Decides which handshake messages are worth a Diffie-Hellman.
 pub(super) struct Gate {
-    limiter: RateLimiter,
+    /// Asks for no cookie.
+    calm: RateLimiter,
+    /// Asks always.
+    loaded: RateLimiter,
     sources: Mutex<Sources>,
 }
 
@@ -52,7 +56,8 @@ pub(super) enum Verdict {
 impl Gate {
     pub(super) fn new(key: &PublicKey, now: Instant) -> Self {
         let sources = Sources { hasher: RandomState::new(), second: now, seen: 0, full_at: vec![None; BUCKETS] };
-        Self { limiter: RateLimiter::new(&key.to_dalek(), UNPROVEN_PER_SECOND), sources: Mutex::new(sources) }
+        let limiter = |limit| RateLimiter::new(&key.to_dalek(), limit);
+        Self { calm: limiter(u64::MAX), loaded: limiter(0), sources: Mutex::new(sources) }
     }
 
     /// Whether this source may send a handshake message now. To be asked first of all: it is a hundred times cheaper than
@@ -61,18 +66,14 @@ impl Gate {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).admit(from, now)
     }
 
-    /// Judges one handshake message; a cookie reply is written to `reply`.
-    pub(super) fn judge(&self, message: &[u8], from: IpAddr, reply: &mut [u8]) -> Verdict {
-        match self.limiter.verify_packet(Some(from), message, reply) {
+    /// Judges one handshake message; a cookie reply is written to `reply`. Under `load` it needs a cookie.
+    pub(super) fn judge(&self, message: &[u8], from: IpAddr, load: bool, reply: &mut [u8]) -> Verdict {
+        let limiter = if load { &self.loaded } else { &self.calm };
+        match limiter.verify_packet(Some(from), message, reply) {
             Ok(_) => Verdict::Admit,
             Err(TunnResult::WriteToNetwork(cookie)) => Verdict::Challenge(cookie.len()),
             _ => Verdict::Drop,
         }
-    }
-
-    /// To be called at least once a second.
-    pub(super) fn tick(&self) {
-        self.limiter.reset_count();
     }
 }
 
@@ -83,7 +84,7 @@ impl Sources {
             self.seen = 0;
         }
         self.seen += 1;
-        if self.seen <= UNPROVEN_PER_SECOND {
+        if self.seen <= CALM_PER_SECOND {
             return true;
         }
         let bucket = self.hasher.hash_one(source(from)) as usize % BUCKETS;
@@ -113,8 +114,8 @@ mod tests {
         let now = Instant::now();
         let mut sources = Sources { hasher: RandomState::new(), second: now, seen: 0, full_at: vec![None; BUCKETS] };
         let from = |n: u8| IpAddr::from([192, 0, 2, n]);
-        let calm = (0..UNPROVEN_PER_SECOND).filter(|_| sources.admit(from(1), now)).count();
-        assert_eq!(calm as u64, UNPROVEN_PER_SECOND);
+        let calm = (0..CALM_PER_SECOND).filter(|_| sources.admit(from(1), now)).count();
+        assert_eq!(calm as u64, CALM_PER_SECOND);
         let under_load = (0..100).filter(|_| sources.admit(from(1), now)).count();
         assert_eq!(under_load, PER_SOURCE_BURST as usize);
         let later = now + PER_SOURCE_INTERVAL;

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn};
@@ -16,24 +16,42 @@ use super::table::Table;
 use super::{lock, message};
 use crate::key::PublicKey;
 
-/// What a tenth of a second brings at 4,000 a second, which is what one core answers.
-const CAPACITY: usize = 400;
+/// What one core answers in a quarter of a second.
+const CAPACITY: usize = 1024;
+/// When so many wait there is load, and for so long after: MAX_QUEUED_INCOMING_HANDSHAKES / 8, and the second, of the
+/// kernel (drivers/net/wireguard/receive.c).
+const LOAD: usize = CAPACITY / 8;
+const LOAD_LASTS: Duration = Duration::from_secs(1);
 /// The longest, an initiation.
 const LONGEST: usize = 148;
 
-/// Those that wait, oldest first.
-pub(super) struct Handshakes(Mutex<VecDeque<Waiting>>);
+/// Those that wait.
+#[derive(Default)]
+pub(super) struct Handshakes(Mutex<Queue>);
+
+struct Queue {
+    /// Oldest first.
+    messages: VecDeque<Message>,
+    loaded_until: Option<Instant>,
+}
+
+/// The next to answer.
+pub(super) struct Waiting {
+    message: Message,
+    /// Whether it takes a cookie.
+    load: bool,
+}
 
 /// One message.
-pub(super) struct Waiting {
+struct Message {
     bytes: [u8; LONGEST],
     len: usize,
     path: Path,
 }
 
-impl Default for Handshakes {
+impl Default for Queue {
     fn default() -> Self {
-        Self(Mutex::new(VecDeque::with_capacity(CAPACITY)))
+        Self { messages: VecDeque::with_capacity(CAPACITY), loaded_until: None }
     }
 }
 
@@ -41,28 +59,34 @@ impl Handshakes {
     /// False when there is no room. What is longer than any handshake message is cut, and refused later.
     pub(super) fn set_aside(&self, message: &[u8], path: Path) -> bool {
         let mut queue = lock(&self.0);
-        let room = queue.len() < CAPACITY;
+        let room = queue.messages.len() < CAPACITY;
         if room {
             let len = message.len().min(LONGEST);
             let mut bytes = [0; LONGEST];
             bytes[..len].copy_from_slice(&message[..len]);
-            queue.push_back(Waiting { bytes, len, path });
+            queue.messages.push_back(Message { bytes, len, path });
         }
         room
     }
 
-    pub(super) fn next(&self) -> Option<Waiting> {
-        lock(&self.0).pop_front()
+    pub(super) fn next(&self, now: Instant) -> Option<Waiting> {
+        let mut queue = lock(&self.0);
+        if queue.messages.len() >= LOAD {
+            queue.loaded_until = Some(now + LOAD_LASTS);
+        }
+        let load = queue.loaded_until.is_some_and(|until| now < until);
+        queue.messages.pop_front().map(|message| Waiting { message, load })
     }
 }
 
 /// Takes one message; answers and what waited for the session go to `out`. False when it was not worth one.
 pub(super) fn answer(table: &Table, waiting: &Waiting, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
-    let (message, path) = (&waiting.bytes[..waiting.len], waiting.path);
+    let Waiting { message: Message { bytes, len, path }, load } = waiting;
+    let (message, path) = (&bytes[..*len], *path);
     let peer = if message::kind(message) == Some(message::COOKIE_REPLY) {
         message::receiver(message).and_then(|index| table.receiver(index))
     } else {
-        match table.gate.judge(message, path.remote.ip(), out.spare()) {
+        match table.gate.judge(message, path.remote.ip(), *load, out.spare()) {
             Verdict::Admit => sender(table, message),
             Verdict::Challenge(len) => {
                 // To whom is not known yet; no peer has this index.

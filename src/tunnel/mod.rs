@@ -196,7 +196,7 @@ impl Device {
     /// Takes one of the handshake messages that were set aside; false when there is none. `out` has room. A Diffie-Hellman
     /// takes as long as sealing fifty packets, so this has a thread of its own.
     pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
-        let Some(waiting) = self.handshakes.next() else { return false };
+        let Some(waiting) = self.handshakes.next(now) else { return false };
         if !handshake::answer(&self.table.load(), &waiting, out, now, wall) {
             count(&self.drops.refused);
         }
@@ -206,7 +206,6 @@ impl Device {
     /// Runs the timers of all peers. `send` is called when `out` fills up, and must empty it.
     pub fn tick(&self, out: &mut Outbox, now: Instant, mut send: impl FnMut(&mut Outbox)) {
         let table = self.table.load();
-        table.gate.tick();
         for peer in table.peers.values() {
             let lost = peer.lock().tick(out, now);
             self.drops.unanswered.fetch_add(lost as u64, Ordering::Relaxed);
