@@ -62,7 +62,7 @@ fn bench_refuses_what_it_does_not_know() {
     refuse(&["--rows", "tcp5"], "expected one of tcp, ");
     refuse(&["strongswan"], "expected bare, wireguard-go, gotatun, boringtun, meshd or NAME=PATH");
     refuse(&["mine=/no/such/file"], "/no/such/file: No such file");
-    refuse(&["--program", "mine=x y=/bin/true"], "x: expected VARIABLE=VALUE");
+    refuse(&["--program", "mine=x /bin/true"], "x: expected VARIABLE=VALUE");
     refuse(&["--quick", "--seconds", "9"], "cannot be used with");
     refuse(&["meshd", "--meshd", "meshd=/bin/true"], "two programs are called \"meshd\"");
     refuse(&["--rounds", "0"], "0 is not in 1..=1000");

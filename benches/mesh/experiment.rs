@@ -189,12 +189,12 @@ pub static EXPERIMENTS: &[Experiment] = &[
         "ping-loaded",
         &STANDARD,
         &[
-            row("ping-loaded", "ping beside a TCP stream, median", "µs", Less),
-            row("ping-loaded-p99", "ping beside a TCP stream, p99", "µs", Less),
+            row("ping-loaded", "ping beside a TCP stream, median", "ms", Less),
+            row("ping-loaded-p99", "ping beside a TCP stream, p99", "ms", Less),
         ],
         ping_loaded,
     ),
-    experiment("memory", &STANDARD, &[row("memory", "resident memory after that", "MiB", Less)], |pair, _| {
+    experiment("memory", &STANDARD, &[row("memory", "resident memory after the traffic", "MiB", Less)], |pair, _| {
         memory(pair)
     }),
     Experiment {
@@ -283,7 +283,7 @@ fn ping_loaded(pair: &Pair, load: &Load) -> Values {
     sleep(Duration::from_millis(400));
     let times = ping(pair, 200 * load.seconds, "0.005")?;
     stream.finish()?;
-    Ok(times.map(Some).to_vec())
+    Ok(times.map(|microseconds| Some(microseconds / 1000.0)).to_vec())
 }
 
 /// Of the side that needs more.

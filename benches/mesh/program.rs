@@ -89,7 +89,6 @@ impl Program {
     /// Starts it on a host and waits until wg(8) is answered; `None` for [`Kind::Bare`].
     pub fn start(&self, host: &Host, setup: &Setup) -> Result<Option<Child>, Failure> {
         let mut command = host.command(&self.path.to_string_lossy());
-        command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         match self.kind {
             Kind::Bare => return Ok(None),
             Kind::Meshd => {
@@ -101,6 +100,7 @@ impl Program {
             // boringtun and gotatun would drop privileges to a user whom a container does not have.
             Kind::WgQuick => _ = command.args(["-f", INTERFACE]).env("WG_SUDO", "true"),
         }
+        command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         let log = File::create(host.log()).map_err(|e| format!("{}: {e}", host.log().display()))?;
         command.stdout(log.try_clone().map_err(|e| e.to_string())?).stderr(log);
         let mut child = command.spawn().map_err(|e| format!("{}: {e}", self.path.display()))?;

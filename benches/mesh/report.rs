@@ -89,16 +89,11 @@ impl Report {
 
     /// What stands in the table; `None` where nothing was measured.
     pub fn cell(&self, row: &Row, program: usize) -> Option<Cell> {
-        let mut values = self.values.get(&(row.id, program))?.clone();
-        values.sort_by(f64::total_cmp);
+        let values = self.sorted(row, program)?;
         let (median, least, most) = (median(&values), values[0], values[values.len() - 1]);
         let all = 0..self.programs.len();
         let is_bare = |at: usize| self.programs[at].kind == Kind::Bare;
-        let other = |at: usize| {
-            let mut values = self.values.get(&(row.id, at))?.clone();
-            values.sort_by(f64::total_cmp);
-            Some(self::median(&values))
-        };
+        let other = |at: usize| self.sorted(row, at).map(|values| self::median(&values));
         let bare = all.clone().find(|&at| is_bare(at)).and_then(other);
         let others = all.filter(|&at| at != program && !is_bare(at)).filter_map(other);
         let best = match row.better {
@@ -109,6 +104,13 @@ impl Report {
         let ratio = |to: Option<f64>| to.filter(|&to| to > 0.0 && !is_bare(program)).map(|to| median / to);
         let to_bare = ratio(bare.filter(|_| row.better != Better::Neither));
         Some(Cell { median, least, most, rounds: values.len(), to_bare, to_best_other: ratio(best) })
+    }
+
+    /// The values of a program's rounds; at least one.
+    fn sorted(&self, row: &Row, program: usize) -> Option<Vec<f64>> {
+        let mut values = self.values.get(&(row.id, program))?.clone();
+        values.sort_by(f64::total_cmp);
+        Some(values)
     }
 
     /// The table as on a terminal, ratios under the values.
