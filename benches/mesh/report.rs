@@ -280,7 +280,9 @@ pub fn short(value: f64) -> String {
     let decimals = match value.abs() {
         100.0.. => 0,
         10.0.. => 1,
-        _ => 2,
+        0.1.. => 2,
+        0.0 => 0,
+        _ => 3,
     };
     format!("{value:.decimals$}")
 }
