@@ -2,7 +2,8 @@
 //!
 //! They wait in a short queue for a thread that has the time: however many there are, data messages wait for none.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,6 +23,8 @@ const CAPACITY: usize = 1024;
 /// kernel (drivers/net/wireguard/receive.c).
 const LOAD: usize = CAPACITY / 8;
 const LOAD_LASTS: Duration = Duration::from_secs(1);
+/// Addresses that are remembered.
+const KNOWN: usize = 1 << 14;
 /// The longest, an initiation.
 const LONGEST: usize = 148;
 
@@ -33,6 +36,8 @@ struct Queue {
     /// Oldest first.
     messages: VecDeque<Message>,
     loaded_until: Option<Instant>,
+    /// Who was last heard from each address, by index.
+    known: HashMap<SocketAddr, u32>,
 }
 
 /// The next to answer.
@@ -40,6 +45,8 @@ pub(super) struct Waiting {
     message: Message,
     /// Whether it takes a cookie.
     load: bool,
+    /// Whose it was the last time.
+    guess: Option<u32>,
 }
 
 /// One message.
@@ -51,7 +58,7 @@ struct Message {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { messages: VecDeque::with_capacity(CAPACITY), loaded_until: None }
+        Self { messages: VecDeque::with_capacity(CAPACITY), loaded_until: None, known: HashMap::new() }
     }
 }
 
@@ -75,43 +82,74 @@ impl Handshakes {
             queue.loaded_until = Some(now + LOAD_LASTS);
         }
         let load = queue.loaded_until.is_some_and(|until| now < until);
-        queue.messages.pop_front().map(|message| Waiting { message, load })
+        let message = queue.messages.pop_front()?;
+        let guess = queue.known.get(&message.path.remote).copied();
+        Some(Waiting { message, load, guess })
+    }
+
+    fn learn(&self, remote: SocketAddr, index: u32) {
+        let known = &mut lock(&self.0).known;
+        // Only who proved to be a peer gets here; but one that roams leaves addresses behind.
+        if known.len() >= KNOWN {
+            known.clear();
+        }
+        known.insert(remote, index);
     }
 }
 
-/// Takes one message; answers and what waited for the session go to `out`. False when it was not worth one.
-pub(super) fn answer(table: &Table, waiting: &Waiting, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
-    let Waiting { message: Message { bytes, len, path }, load } = waiting;
-    let (message, path) = (&bytes[..*len], *path);
-    let peer = if message::kind(message) == Some(message::COOKIE_REPLY) {
-        message::receiver(message).and_then(|index| table.receiver(index))
-    } else {
-        match table.gate.judge(message, path.remote.ip(), *load, out.spare()) {
-            Verdict::Admit => sender(table, message),
-            Verdict::Challenge(len) => {
-                // To whom is not known yet; no peer has this index.
-                out.commit(len, u32::MAX, path, 0);
-                return true;
+impl Waiting {
+    /// Takes the message; the answer, and what waited for the session, go to `out`. False when it was not worth one.
+    pub(super) fn answer(
+        &self,
+        from: &Handshakes,
+        table: &Table,
+        out: &mut Outbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> bool {
+        let Message { bytes, len, path } = &self.message;
+        let message = &bytes[..*len];
+        let kind = message::kind(message);
+        if kind != Some(message::COOKIE_REPLY) {
+            match table.gate.judge(message, path.remote.ip(), self.load, out.spare()) {
+                Verdict::Admit => {}
+                Verdict::Challenge(len) => {
+                    // To whom is not known yet; no peer has this index.
+                    out.commit(len, u32::MAX, *path, 0);
+                    return true;
+                }
+                Verdict::Drop => return false,
             }
-            Verdict::Drop => None,
         }
-    };
-    let Some(peer) = peer else { return false };
-    let mut session = peer.lock();
-    let taken = session.handshake(message, path, out, now, wall);
-    session.drain(out, now);
-    taken
+        let take = |peer: &Peer, out: &mut Outbox| {
+            let mut session = peer.lock();
+            let taken = session.handshake(message, *path, out, now, wall);
+            session.drain(out, now);
+            taken
+        };
+        if kind != Some(message::HANDSHAKE_INITIATION) {
+            return message::receiver(message)
+                .and_then(|index| table.receiver(index))
+                .is_some_and(|peer| take(peer, out));
+        }
+        // Whose initiation it is costs a Diffie-Hellman, of five in all, to find out. Most come from where the last one
+        // came from; boringtun refuses those of another peer before it changes anything.
+        if self.guess.and_then(|index| table.peer(index)).is_some_and(|peer| take(peer, out)) {
+            return true;
+        }
+        let Some(peer) = initiator(table, message) else { return false };
+        let taken = take(peer, out);
+        if taken {
+            from.learn(path.remote, peer.index);
+        }
+        taken
+    }
 }
 
-/// Whose handshake message this is: an initiation carries the sealed static key, a response our index.
-fn sender<'t>(table: &'t Table, message: &[u8]) -> Option<&'t Arc<Peer>> {
-    match Tunn::parse_incoming_packet(message).ok()? {
-        Packet::HandshakeInit(initiation) => {
-            let (private_key, public_key) = (table.private_key.to_dalek(), table.public_key.to_dalek());
-            let half = parse_handshake_anon(&private_key, &public_key, &initiation).ok()?;
-            table.peers.get(&PublicKey::from_bytes(half.peer_static_public).ok()?)
-        }
-        Packet::HandshakeResponse(response) => table.receiver(response.receiver_idx),
-        _ => None,
-    }
+/// Who sent this initiation, by the static key that is sealed in it.
+fn initiator<'t>(table: &'t Table, message: &[u8]) -> Option<&'t Arc<Peer>> {
+    let Packet::HandshakeInit(initiation) = Tunn::parse_incoming_packet(message).ok()? else { return None };
+    let (private_key, public_key) = (table.private_key.to_dalek(), table.public_key.to_dalek());
+    let half = parse_handshake_anon(&private_key, &public_key, &initiation).ok()?;
+    table.peers.get(&PublicKey::from_bytes(half.peer_static_public).ok()?)
 }

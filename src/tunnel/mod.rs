@@ -197,7 +197,7 @@ impl Device {
     /// takes as long as sealing fifty packets, so this has a thread of its own.
     pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
         let Some(waiting) = self.handshakes.next(now) else { return false };
-        if !handshake::answer(&self.table.load(), &waiting, out, now, wall) {
+        if !waiting.answer(&self.handshakes, &self.table.load(), out, now, wall) {
             count(&self.drops.refused);
         }
         true

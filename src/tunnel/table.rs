@@ -59,7 +59,12 @@ impl Table {
 
     /// The peer that was told this receiver index. boringtun keeps its sessions in the lowest 8 bits.
     pub(super) fn receiver(&self, index: u32) -> Option<&Arc<Peer>> {
-        self.by_index.get(&(index >> 8))
+        self.peer(index >> 8)
+    }
+
+    /// The peer of this index.
+    pub(super) fn peer(&self, index: u32) -> Option<&Arc<Peer>> {
+        self.by_index.get(&index)
     }
 
     /// An index that is not in `taken`. Random, so that it tells nothing about how many peers there are.
