@@ -25,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 use crate::control::client::Client;
 use crate::control::{self, Agent as _, LockError, RunLock, api};
-use crate::dataplane::{self, Dataplane, Tun, Udp};
+use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::failure::Failure;
 use crate::host::{self, Reconciler, Watch};
 use crate::store::{self, Dirs};
@@ -153,7 +153,8 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
 async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result<Running, Failure> {
     let interface = &config.host.interface;
     refuse_foreign_interface("up", interface)?;
-    let udp = Udp::bind(config.host.listen_port, dataplane::workers(config.host.workers)).map_err(|error| Failure {
+    let (offloads, workers) = (offloads()?, dataplane::workers(config.host.workers));
+    let udp = Udp::bind(config.host.listen_port, workers, offloads).map_err(|error| Failure {
         code: 1,
         errors: vec![format!("up: UDP port {}: {error}", config.host.listen_port)],
         remedy: Some("choose a free listen_port in meshd.toml, or find who has it with: ss -lunp".into()),
@@ -178,6 +179,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     Ok(Running {
         config_dir: dirs.config.clone(),
         device,
+        offloads,
         changing: AsyncMutex::new(Changing { reconciler, down: false }),
         endpoints: AsyncMutex::new(endpoints),
         shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
@@ -190,8 +192,8 @@ type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
 
 async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
-    let tun =
-        Tun::create(&config.host.interface, udp.len()).map_err(|error| no_interface(&config.host.interface, &error))?;
+    let tun = Tun::create(&config.host.interface, udp.len(), udp[0].offloads())
+        .map_err(|error| no_interface(&config.host.interface, &error))?;
     let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
@@ -301,6 +303,14 @@ fn take_run_dir(run_dir: &Path) -> Result<RunLock, Failure> {
         other => other,
     };
     lock.map_err(|error| Failure::new(1, format!("up: {error}")))
+}
+
+fn offloads() -> Result<Offloads, Failure> {
+    let offloads = Offloads::from_env().map_err(|error| Failure::new(2, format!("up: {error}")))?;
+    if offloads != Offloads::default() {
+        tracing::info!("{} leaves these offloads: {offloads}", Offloads::VARIABLE);
+    }
+    Ok(offloads)
 }
 
 /// A TUN interface lives as long as the process that made it: one that exists is in use, and what stands in the kernel under

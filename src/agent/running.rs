@@ -10,7 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::endpoints::Endpoints;
 use crate::config::Config;
 use crate::control::{self, api};
-use crate::dataplane::{self, Dataplane, Tun, Udp};
+use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::host::{self, Reconciler};
 use crate::key::PrivateKey;
 use crate::store;
@@ -20,6 +20,7 @@ use crate::tunnel::{Device, PeerSnapshot};
 pub(super) struct Running {
     pub(super) config_dir: PathBuf,
     pub(super) device: Arc<Device>,
+    pub(super) offloads: Offloads,
     /// Held through a whole reload, so that two never mix.
     pub(super) changing: AsyncMutex<Changing>,
     /// Apart from the rest, because a resolver may take its time.
@@ -89,7 +90,8 @@ impl Running {
         let workers = dataplane::workers(config.host.workers);
         let port = slot.as_ref().map_or(config.host.listen_port, Dataplane::port);
         drop(slot.take());
-        let (tun, udp) = (Tun::create(&config.host.interface, workers)?, Udp::bind(port, workers)?);
+        let tun = Tun::create(&config.host.interface, workers, self.offloads)?;
+        let udp = Udp::bind(port, workers, self.offloads)?;
         *slot = Some(Dataplane::start(Arc::clone(&self.device), tun, udp)?);
         Ok(())
     }

@@ -84,6 +84,8 @@ MESHD_RUN_DIR    as --run-dir
 MESHD_STATE_DIR  as --state-dir
 MESHD_LOG        what the agent logs: error, warn, info (default), debug or
                  trace, or a filter such as info,meshd::tunnel=debug
+MESHD_NO_OFFLOAD offloads that `meshd up` leaves alone, of tso, uso, udp-gso
+                 and udp-gro, with commas between them
 NO_COLOR         no colours when set",
     ),
 ];

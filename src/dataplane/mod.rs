@@ -11,6 +11,7 @@
 //! sealing fifty packets, so it is no worker's business.
 
 mod forward;
+mod offloads;
 mod tun;
 mod udp;
 
@@ -25,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::tunnel::Device;
+pub use offloads::Offloads;
 pub use tun::Tun;
 pub use udp::Udp;
 
@@ -97,8 +99,8 @@ impl Dataplane {
     /// # Errors
     /// When the port is taken; the old one stays in use then.
     pub fn rebind(&self, port: u16) -> io::Result<()> {
-        let workers = self.shared.udp.load().len();
-        self.shared.udp.store(Arc::new(Udp::bind(port, workers)?));
+        let old = self.shared.udp.load();
+        self.shared.udp.store(Arc::new(Udp::bind(port, old.len(), old[0].offloads())?));
         self.shared.wake_all();
         Ok(())
     }

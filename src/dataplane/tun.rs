@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use super::Offloads;
 use crate::packet::coalesce::Offload;
 use crate::packet::virtio::VnetHeader;
 
@@ -24,31 +25,36 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Creates the interface with so many queues, down and without addresses, in this thread's network namespace.
+    /// Creates the interface with so many queues, down and without addresses, in this thread's network namespace. The
+    /// kernel may lack any of `offloads`.
     ///
     /// # Errors
     /// Without CAP_NET_ADMIN or /dev/net/tun, or when the name is taken.
-    pub fn create(name: &str, queues: usize) -> io::Result<Self> {
+    pub fn create(name: &str, queues: usize, offloads: Offloads) -> io::Result<Self> {
         let build = |offload| {
             DeviceBuilder::new().name(name).enable(false).offload(offload).multi_queue(queues > 1).build_sync()
         };
-        let (device, vnet) = match build(true) {
-            Ok(device) => (device, true),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+        let (device, vnet) = match build(offloads.tso) {
+            Ok(device) => (device, offloads.tso),
+            Err(error) if offloads.tso && error.raw_os_error() == Some(libc::EINVAL) => {
                 tracing::info!(%error, "this kernel's TUN device has no offloads; packets go one by one");
                 (build(false)?, false)
             }
             Err(error) => return Err(error),
         };
         no_link_local_address(name);
-        let udp = vnet && device.udp_gso();
-        if vnet && !udp {
+        let udp = vnet && device.udp_gso() && offloads.uso;
+        if vnet && offloads.uso && !udp {
             tracing::info!("this kernel's TUN device has no USO (Linux 6.2 brought it); UDP goes packet by packet");
         }
         let mut queues = (1..queues).map(|_| device.try_clone()).collect::<io::Result<Vec<_>>>()?;
         queues.push(device);
         for queue in &queues {
             queue.set_nonblocking(true)?;
+        }
+        // Only now: `try_clone` tells the kernel what to deliver anew.
+        if vnet && !offloads.uso {
+            without_uso(&queues[0])?;
         }
         Ok(Self { queues, vnet, tcp: AtomicBool::new(vnet), udp: AtomicBool::new(udp), lost: AtomicU64::new(0) })
     }
@@ -105,6 +111,16 @@ impl Tun {
             _ => tracing::trace!(%error, "a packet could not be written to the TUN device"),
         }
     }
+}
+
+/// Takes UDP super-packets back from what tun-rs has told the kernel to deliver, for all queues.
+fn without_uso(device: &SyncDevice) -> io::Result<()> {
+    // TUNSETOFFLOAD (include/uapi/linux/if_tun.h) has its argument by value.
+    nix::ioctl_write_int_bad!(tun_set_offload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
+    let left = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    // SAFETY: no pointers, and the descriptor is that of a TUN device.
+    unsafe { tun_set_offload(device.as_raw_fd(), left.cast_signed()) }?;
+    Ok(())
 }
 
 /// Of `text`, which is /proc/net/dev, the packets that `name` could not transmit.

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::Offloads;
 use crate::tunnel::{Datagrams, Path, Run};
 
 /// Bytes of socket buffer, each way: what arrives while a batch is sealed or opened.
@@ -21,6 +22,7 @@ pub struct Udp {
     /// IPv6 with IPv4 mapped into it; else IPv4 alone, where the kernel has no IPv6.
     dual: bool,
     port: u16,
+    offloads: Offloads,
     /// Whether `UDP_SEGMENT` works here.
     gso: AtomicBool,
     /// Datagrams that could not be sent.
@@ -33,13 +35,13 @@ struct Control([u8; CONTROL]);
 
 impl Udp {
     /// Binds `port` on all addresses of both families, for so many workers; 0 lets the kernel pick. The kernel hands all
-    /// that comes from one address and port to the same one of the sockets.
+    /// that comes from one address and port to the same one of the sockets. It may lack any of `offloads`.
     ///
     /// # Errors
     /// When the port is taken, above all.
-    pub fn bind(port: u16, workers: usize) -> io::Result<Vec<Self>> {
+    pub fn bind(port: u16, workers: usize, offloads: Offloads) -> io::Result<Vec<Self>> {
         let unspecified = |dual| if dual { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-        let open = |dual, port, shared| Self::open(dual, SocketAddr::from((unspecified(dual), port)), shared);
+        let open = |dual, port, shared| Self::open(dual, SocketAddr::from((unspecified(dual), port)), shared, offloads);
         // The first one alone, so that a port that somebody has is an error whoever that is.
         let first = match open(true, port, false) {
             // IPv6 is compiled out or disabled on this host.
@@ -55,7 +57,7 @@ impl Udp {
         for _ in 1..workers {
             sockets.push(open(sockets[0].dual, sockets[0].port, true)?);
         }
-        if !segmentation_works() {
+        if offloads.udp_gso && !segmentation_works() {
             for socket in &sockets {
                 socket.give_up_gso("a self-check over loopback failed");
             }
@@ -64,13 +66,14 @@ impl Udp {
     }
 
     /// `shared`: beside another socket on the same port.
-    fn open(dual: bool, addr: SocketAddr, shared: bool) -> io::Result<Self> {
+    fn open(dual: bool, addr: SocketAddr, shared: bool, offloads: Offloads) -> io::Result<Self> {
         let family = if dual { libc::AF_INET6 } else { libc::AF_INET };
         // SAFETY: no pointers; the result is checked.
         let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
         // SAFETY: `fd` is open and owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut udp = Self { fd, dual, port: addr.port(), gso: AtomicBool::new(true), lost: AtomicU64::new(0) };
+        let (gso, lost) = (AtomicBool::new(offloads.udp_gso), AtomicU64::new(0));
+        let mut udp = Self { fd, dual, port: addr.port(), offloads, gso, lost };
         // The outer packet may be fragmented on the way, as the kernel's WireGuard allows: a path that drops ICMP and
         // has a smaller MTU would swallow every full packet otherwise.
         udp.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
@@ -88,7 +91,8 @@ impl Udp {
             udp.set(libc::SOL_SOCKET, forced, SOCKET_BUFFER)
                 .or_else(|_| udp.set(libc::SOL_SOCKET, plain, SOCKET_BUFFER))?;
         }
-        if let Err(error) = udp.set(libc::SOL_UDP, libc::UDP_GRO, 1) {
+        let gro = udp.set(libc::SOL_UDP, libc::UDP_GRO, offloads.udp_gro.into());
+        if let Err(error) = gro {
             tracing::info!(%error, "no UDP_GRO; datagrams arrive one by one");
         }
         if shared {
@@ -104,6 +108,11 @@ impl Udp {
     /// The port in use.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Those that it was told to use.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
     }
 
     /// Receives what one peer sent in a row into `buffer`, without blocking.
@@ -381,9 +390,9 @@ fn parse_sockaddr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 /// time decide.
 fn segmentation_works() -> bool {
     let check = || -> io::Result<bool> {
-        let sender = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into(), false)?;
-        let receiver = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into(), false)?;
-        receiver.set(libc::SOL_UDP, libc::UDP_GRO, 0)?;
+        let offloads = Offloads { udp_gro: false, ..Offloads::default() };
+        let sender = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into(), false, offloads)?;
+        let receiver = Udp::open(false, (Ipv4Addr::LOCALHOST, 0).into(), false, offloads)?;
         let bytes: Vec<u8> = (0u8..=255).cycle().take(3 * 400).collect();
         let path = Path { remote: (Ipv4Addr::LOCALHOST, receiver.port()).into(), local: None };
         sender.sendmsg(path, 0, &[IoSlice::new(&bytes)], Some(400))?;
@@ -408,7 +417,11 @@ mod tests {
     use super::*;
 
     fn bind() -> Udp {
-        Udp::bind(0, 1).unwrap().remove(0)
+        without("")
+    }
+
+    fn without(words: &str) -> Udp {
+        Udp::bind(0, 1, words.parse().unwrap()).unwrap().remove(0)
     }
 
     fn receive(udp: &Udp, want: usize) -> Vec<(SocketAddr, Vec<u8>)> {
@@ -472,11 +485,23 @@ mod tests {
 
     #[test]
     fn without_segmentation_offload_the_same_datagrams_arrive() {
-        let (a, b) = (bind(), bind());
-        a.give_up_gso("the test says so");
+        let given_up = bind();
+        given_up.give_up_gso("the test says so");
+        for a in [given_up, without("udp-gso")] {
+            let b = bind();
+            let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
+            a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(&[7; 250])], segment: 100 });
+            assert_eq!(receive(&b, 3).iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [100, 100, 50]);
+        }
+    }
+
+    #[test]
+    fn without_receive_offload_they_arrive_one_by_one() {
+        let (a, b) = (bind(), without("udp-gro"));
         let path = Path { remote: (Ipv4Addr::LOCALHOST, b.port()).into(), local: None };
         a.send(&Run { path, traffic_class: 0, slices: &[IoSlice::new(&[7; 250])], segment: 100 });
-        assert_eq!(receive(&b, 3).iter().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(), [100, 100, 50]);
+        let mut buffer = [0; 1000];
+        assert_eq!([(); 3].map(|()| b.recv(&mut buffer).unwrap().bytes.len()), [100, 100, 50]);
     }
 
     #[test]
