@@ -23,9 +23,9 @@ const CASES: [(&str, usize, u64); 7] = [
     ("segment", SEGMENTS, 830),
     ("coalesce", SEGMENTS, 415),
     ("lookup", LOOKUPS, 645),
-    ("seal", SEGMENTS, 1050),
+    ("seal", SEGMENTS, 1065),
     ("seal-small", SEGMENTS, 840),
-    ("open", SEGMENTS, 555),
+    ("open", SEGMENTS, 605),
 ];
 const LOOKUPS: usize = 1024;
 
