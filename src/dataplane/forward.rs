@@ -110,7 +110,7 @@ impl<'s> Worker<'s> {
                 Err(error) => break nothing(&error),
             }
             reads += 1;
-            if reads == READS || !inbox.has_room() {
+            if reads == READS || inbox.is_full() {
                 break Turn::Moved;
             }
         };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{IPV4_HEADER, IPV6_HEADER, read_u16};
+use super::{IPV4_HEADER, IPV6_HEADER, UDP, read_u16};
 
 /// What an IP header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,15 @@ pub fn source(packet: &[u8]) -> Option<IpAddr> {
     address(packet, 12, 8)
 }
 
+/// Whether the packet is UDP, as far as its IP header says itself.
+pub fn is_udp(packet: &[u8]) -> bool {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => packet.get(9) == Some(&UDP),
+        Some(6) => packet.get(6) == Some(&UDP),
+        _ => false,
+    }
+}
+
 fn address(packet: &[u8], at_v4: usize, at_v6: usize) -> Option<IpAddr> {
     match packet.first()? >> 4 {
         4 if packet.len() >= IPV4_HEADER => {
@@ -66,10 +75,10 @@ mod tests {
     fn addresses_and_length() {
         let v4 = Sample::udp(vec![1, 2, 3]).build();
         let wanted = Ip { src: "10.89.1.1".parse().unwrap(), dst: "10.89.2.2".parse().unwrap(), len: 31 };
-        assert_eq!(Ip::parse(&v4), Some(wanted));
+        assert_eq!((Ip::parse(&v4), is_udp(&v4)), (Some(wanted), true));
         let v6 = Sample { ipv6: true, ..Sample::udp(vec![1, 2, 3]) }.build();
         let wanted = Ip { src: "fd89::1".parse().unwrap(), dst: "fd89::102".parse().unwrap(), len: 51 };
-        assert_eq!(Ip::parse(&v6), Some(wanted));
+        assert_eq!((Ip::parse(&v6), is_udp(&v6)), (Some(wanted), true));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
+use crate::packet::ip;
+
 /// Where a peer is, and from which of our addresses it is to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
@@ -206,6 +208,8 @@ pub struct Inbox {
     /// The packets' bytes.
     pub arena: Box<[u8]>,
     used: usize,
+    /// How many of the packets are UDP.
+    udp: usize,
     /// Where each packet lies in the arena, cut to its IP length.
     pub packets: Vec<Range<usize>>,
 }
@@ -215,15 +219,19 @@ impl Inbox {
     const RESERVE: usize = 1 << 16;
     /// Bytes of the arena. What several reads deliver is gathered into fewer, larger writes.
     const CAPACITY: usize = 4 * Self::RESERVE;
+    /// UDP packets past which no more is gathered. The socket that they go to holds 212,992 bytes by default
+    /// (`net.core.rmem_default`), by the kernel's count no more than 92 packets of 1200 bytes, and loses what comes before
+    /// its reader has had a turn.
+    const BURST: usize = 32;
 
     /// An empty one.
     pub fn new() -> Self {
-        Self { arena: vec![0; Self::CAPACITY].into(), used: 0, packets: Vec::with_capacity(2048) }
+        Self { arena: vec![0; Self::CAPACITY].into(), used: 0, udp: 0, packets: Vec::with_capacity(2048) }
     }
 
-    /// Whether all that one `recvmsg` can deliver still fits.
-    pub fn has_room(&self) -> bool {
-        self.used + Self::RESERVE <= Self::CAPACITY
+    /// Whether it is time to write: no room for all that one `recvmsg` can deliver, or enough for a UDP socket.
+    pub fn is_full(&self) -> bool {
+        self.used + Self::RESERVE > Self::CAPACITY || self.udp >= Self::BURST
     }
 
     pub(super) fn spare(&mut self) -> &mut [u8] {
@@ -231,6 +239,7 @@ impl Inbox {
     }
 
     pub(super) fn commit(&mut self, len: usize) {
+        self.udp += usize::from(ip::is_udp(&self.arena[self.used..self.used + len]));
         self.packets.push(self.used..self.used + len);
         self.used += len;
     }
@@ -238,6 +247,7 @@ impl Inbox {
     /// Forgets all packets.
     pub fn clear(&mut self) {
         self.used = 0;
+        self.udp = 0;
         self.packets.clear();
     }
 }
