@@ -118,9 +118,10 @@ impl PresharedKey {
     }
 }
 
-fn random_bytes() -> std::io::Result<[u8; 32]> {
+/// The kernel's random numbers.
+pub(crate) fn random_bytes<const N: usize>() -> std::io::Result<[u8; N]> {
     use std::io::Read as _;
-    let mut bytes = [0; 32];
+    let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }

@@ -8,9 +8,11 @@
 //! | `agent` | the supervisor |
 //! | `failure` | how a command fails |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
-//! | `plan`, `tunnel`, `packet`, `config`, `key` | the core: pure, `now` is an argument |
+//! | `plan`, `tunnel`, `bench`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
+pub mod bench;
+pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod control;

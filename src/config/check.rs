@@ -11,6 +11,7 @@ use super::file::{FileLines, Files};
 use super::problem::{Problem, Problems, list_of_names, quote};
 use super::value::overlap;
 use super::{Config, Egress, Endpoint, Peer, Protocol};
+use crate::channel::address;
 
 /// Everything that is wrong between the files.
 pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result<(), Vec<Problem>> {
@@ -43,6 +44,8 @@ struct Claim<'a> {
 /// Who has a network.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner<'a> {
+    /// What the agents' messages to each other need.
+    Agents,
     Mesh,
     Bridge(usize, &'a str),
     Lan(usize),
@@ -307,22 +310,25 @@ fn claims(config: &Config) -> Vec<Claim<'_>> {
             key: format!("subnets[{index}]"),
         })
     });
-    mesh.chain(bridges).chain(lans).chain(peers).collect()
+    let agents = Claim { net: address::NETWORK, owner: Owner::Agents, key: String::new() };
+    std::iter::once(agents).chain(mesh).chain(bridges).chain(lans).chain(peers).collect()
 }
 
 /// The higher one of two that clash is told so.
 fn rank(claim: &Claim<'_>) -> (u8, usize) {
     match claim.owner {
-        Owner::Mesh => (0, 0),
-        Owner::Bridge(at, _) => (1, at),
-        Owner::Lan(at) => (2, at),
-        Owner::Peer(at, _) => (3, at),
+        Owner::Agents => (0, 0),
+        Owner::Mesh => (1, 0),
+        Owner::Bridge(at, _) => (2, at),
+        Owner::Lan(at) => (3, at),
+        Owner::Peer(at, _) => (4, at),
     }
 }
 
 impl fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Agents => f.write_str("the agents themselves"),
             Self::Mesh => f.write_str("the mesh itself"),
             Self::Bridge(_, name) => write!(f, "bridge {}", quote(name)),
             Self::Lan(_) => f.write_str("a lan"),

@@ -247,6 +247,10 @@ fn mistakes_between_the_parts_of_a_host_are_found() {
         "[[lan]]\ninterface = \"eth0\"\nsubnet = \"10.88.0.128/25\"\n",
         &["meshd.toml:9: a lan: \"10.88.0.128/25\" overlaps 10.88.0.0/24 of the mesh itself"],
     );
+    host_says(
+        "[[lan]]\ninterface = \"eth0\"\nsubnet = \"fd6d:6573::/32\"\n",
+        &["meshd.toml:9: a lan: \"fd6d:6573::/32\" overlaps fd6d:6573:6864::/64 of the agents themselves"],
+    );
 }
 
 #[test]

@@ -8,6 +8,8 @@ pub(super) const HANDSHAKE_RESPONSE: u8 = 2;
 pub(super) const COOKIE_REPLY: u8 = 3;
 /// Transport data.
 pub(super) const DATA: u8 = 4;
+/// None of WireGuard's: a bare probe of a measurement ([`crate::bench`]), which other programs ignore.
+pub(super) const PROBE: u8 = 0x6d;
 
 /// The message type; `None` when a reserved byte is set or the header is short.
 pub(super) fn kind(datagram: &[u8]) -> Option<u8> {

@@ -15,6 +15,7 @@
 //! Peers stand in a table that is replaced whole when the configuration changes, so a batch sees one state throughout;
 //! what moves within a peer is under that peer's own lock, taken once per batch.
 
+mod agents;
 mod batch;
 mod gate;
 mod handshake;
@@ -34,8 +35,10 @@ use arc_swap::ArcSwap;
 use boringtun::noise::rate_limiter::RateLimiter;
 use ipnet::IpNet;
 
+pub use agents::Agents;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 
+use crate::channel::address;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
@@ -100,7 +103,7 @@ pub struct Drops {
     pub unanswered: AtomicU64,
     /// From either side: not an IP packet, or a super-packet that cannot be cut.
     pub malformed: AtomicU64,
-    /// From the wire: replayed, forged, or under a session that is gone.
+    /// From the wire: replayed, forged, under a session that is gone, or for this agent and not expected by it.
     pub refused: AtomicU64,
     /// From the wire: authentic, but the source address is not the sender's to use.
     pub spoofed: AtomicU64,
@@ -123,6 +126,8 @@ pub struct Device {
     handshakes: Handshakes,
     /// Why packets were dropped.
     pub drops: Drops,
+    /// What agents say to this one.
+    pub agents: Agents,
 }
 
 impl Device {
@@ -136,6 +141,7 @@ impl Device {
             copied: ecn::MASK.into(),
             handshakes: Handshakes::default(),
             drops: Drops::default(),
+            agents: Agents::default(),
         }
     }
 
@@ -184,12 +190,15 @@ impl Device {
                     set_aside |= admitted;
                     admitted
                 }
+                Some(message::PROBE) => self.agents.bare(datagram, path, out, now),
                 _ => false,
             };
             if !taken {
                 count(&self.drops.refused);
             }
         }
+        drop(opener);
+        self.agents.announce();
         set_aside
     }
 
@@ -352,6 +361,12 @@ impl Opener<'_> {
         match session.open(datagram, self.path, inbox, self.now, self.wall) {
             Opened::Refused => return false,
             Opened::Keepalive => {}
+            Opened::Packet(len) if address::is_destination(&inbox.spare()[..len]) => {
+                let (packet, own) = (&inbox.spare()[..len], self.table.address);
+                if !self.device.agents.tunnelled(packet, own, peer, session, out, self.now) {
+                    count(&self.device.drops.refused);
+                }
+            }
             Opened::Packet(len) => {
                 let source = ip::source(&inbox.spare()[..len]);
                 let own = |addr| self.table.route(addr).is_some_and(|owner| Arc::ptr_eq(owner, peer));

@@ -4,7 +4,7 @@
 //! authenticated packet in either direction as the whitepaper has it (section 6.5); retrying for ever where a keepalive
 //! is configured; when the last handshake completed; and the two byte counters of wg(8).
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +13,7 @@ use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
 use super::{PeerSettings, PeerState, message};
+use crate::channel::{Allowance, address};
 use crate::key::{PrivateKey, PublicKey};
 
 /// REKEY_TIMEOUT of the whitepaper: a handshake unanswered for longer has lost a message at least.
@@ -22,6 +23,8 @@ pub(super) struct Peer {
     pub(super) key: PublicKey,
     /// The upper 24 bits of every receiver index that this peer is told.
     pub(super) index: u32,
+    /// Of its agent.
+    pub(super) address: Ipv6Addr,
     session: Mutex<Session>,
 }
 
@@ -32,6 +35,8 @@ pub(super) struct Session {
     index: u32,
     settings: PeerSettings,
     path: Option<Path>,
+    /// For letters to this agent.
+    pub(super) letters: Allowance,
     rx_bytes: u64,
     tx_bytes: u64,
     latest_handshake: Option<SystemTime>,
@@ -81,6 +86,7 @@ impl Peer {
             index,
             path: settings.endpoint.map(|remote| Path { remote, local: None }),
             settings,
+            letters: Allowance::new(),
             rx_bytes: 0,
             tx_bytes: 0,
             latest_handshake: None,
@@ -89,7 +95,8 @@ impl Peer {
             queued: 0,
             last_traversal: now,
         };
-        Self { key: session.settings.public_key, index, session: Mutex::new(session) }
+        let key = session.settings.public_key;
+        Self { key, index, address: address::of(&key), session: Mutex::new(session) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Session> {
@@ -114,6 +121,10 @@ impl Session {
         if self.path.map(|path| path.remote) != Some(remote) {
             self.path = Some(Path { remote, local: None });
         }
+    }
+
+    pub(super) fn path(&self) -> Option<Path> {
+        self.path
     }
 
     pub(super) fn endpoint(&self) -> Option<SocketAddr> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -11,12 +11,15 @@ use prefix_trie::joint::JointPrefixMap;
 
 use super::gate::Gate;
 use super::peer::Peer;
+use crate::channel::address;
 use crate::key::{PrivateKey, PublicKey};
 
 /// What the forwarding loop reads.
 pub(super) struct Table {
     pub(super) private_key: PrivateKey,
     pub(super) public_key: PublicKey,
+    /// Of this agent.
+    pub(super) address: Ipv6Addr,
     pub(super) gate: Arc<Gate>,
     /// Handed to every `Tunn`, which would count messages a second time: it checks mac1 and never asks for a cookie.
     pub(super) unlimited: Arc<RateLimiter>,
@@ -33,8 +36,10 @@ impl Table {
         unlimited: Arc<RateLimiter>,
         peers: Vec<(Arc<Peer>, Vec<IpNet>)>,
     ) -> Self {
+        let public_key = private_key.public_key();
         let mut table = Self {
-            public_key: private_key.public_key(),
+            public_key,
+            address: address::of(&public_key),
             private_key,
             gate,
             unlimited,
@@ -52,8 +57,11 @@ impl Table {
         table
     }
 
-    /// The peer with the most specific allowed IP that contains `addr`.
+    /// The peer with the most specific allowed IP that contains `addr`. The addresses of agents are nobody's.
     pub(super) fn route(&self, addr: IpAddr) -> Option<&Arc<Peer>> {
+        if address::contains(addr) {
+            return None;
+        }
         self.routes.get_lpm(&addr.into()).map(|(_, peer)| peer)
     }
 
