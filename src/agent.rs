@@ -9,8 +9,11 @@
 //! `meshd down` undoes all of it. A signal ends the process alone: the interface and the routes through it go, the
 //! guard and the `unreachable` routes stay, so that an egress bridge has no way out until the agent is back.
 
+mod answer;
 mod detach;
 mod endpoints;
+mod mail;
+mod measure;
 mod running;
 
 use std::io;
@@ -30,7 +33,9 @@ use crate::failure::Failure;
 use crate::host::{self, Reconciler, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::Device;
+use answer::Benches;
 use endpoints::Endpoints;
+use mail::Mail;
 use running::{Changing, Running, Shown};
 
 /// How often names of silent peers are looked at, and the kernel is compared with the plan.
@@ -138,7 +143,10 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
     if ready_on_stdout {
         detach::report(Ok(warnings));
     }
-    tend(&running, &mut events).await;
+    tokio::select! {
+        () = tend(&running, &mut events) => {}
+        () = running.serve_mail() => {}
+    }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
     let _ = server.await;
@@ -184,6 +192,8 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         endpoints: AsyncMutex::new(endpoints),
         shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
         dataplane: Mutex::new(Some(dataplane)),
+        mail: Mail::new(),
+        benches: Benches::default(),
         ending: watch::channel(false).0,
     })
 }

@@ -385,12 +385,24 @@ fn help_has_examples_and_names_only_what_exists() {
     let host = Host::new();
     assert_eq!(host.ok("--version"), format!("meshd {}\n", env!("CARGO_PKG_VERSION")));
     let help = host.ok("--help");
-    for command in
-        ["init", "up", "down", "reload", "status", "plan", "peer", "genkey", "pubkey", "genpsk", "completions", "man"]
-    {
+    for command in [
+        "init",
+        "up",
+        "down",
+        "reload",
+        "status",
+        "plan",
+        "bench",
+        "peer",
+        "genkey",
+        "pubkey",
+        "genpsk",
+        "completions",
+        "man",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
-    for later in ["join", "doctor", "leaktest", "bench", "attach", "rotate"] {
+    for later in ["join", "doctor", "leaktest", "attach", "rotate"] {
         assert!(!help.contains(&format!("\n  {later} ")), "{later}: {help}");
     }
     for line in [
@@ -400,6 +412,7 @@ fn help_has_examples_and_names_only_what_exists() {
         "reload",
         "status",
         "plan",
+        "bench",
         "peer",
         "peer add",
         "peer list",
@@ -428,7 +441,7 @@ fn completions_and_manual_pages_are_whole() {
     let mut pages: Vec<String> =
         fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     pages.sort_by_key(|page| page.replace(".8", ""));
-    let commands = "completions down genkey genpsk init man peer peer-add peer-list peer-remove peer-show plan pubkey reload status up";
+    let commands = "bench completions down genkey genpsk init man peer peer-add peer-list peer-remove peer-show plan pubkey reload status up";
     let expected: Vec<String> =
         std::iter::once("meshd.8".into()).chain(commands.split(' ').map(|name| format!("meshd-{name}.8"))).collect();
     assert_eq!(pages, expected);

@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, UNIX_EPOCH};
 
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
+use super::answer::Benches;
 use super::endpoints::Endpoints;
+use super::mail::Mail;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::host::{self, Reconciler};
-use crate::key::PrivateKey;
+use crate::key::{PrivateKey, PublicKey};
 use crate::store;
 use crate::tunnel::{Device, PeerSnapshot};
 
@@ -29,6 +31,10 @@ pub(super) struct Running {
     pub(super) shown: Mutex<Shown>,
     /// Taken out when the agent goes down.
     pub(super) dataplane: Mutex<Option<Dataplane>>,
+    /// To and from other agents.
+    pub(super) mail: Mail,
+    /// Measurements that others ask for.
+    pub(super) benches: Benches,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -55,6 +61,11 @@ impl Running {
 
     pub(super) fn dataplane(&self) -> MutexGuard<'_, Option<Dataplane>> {
         self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a peer is called: by its file, or else by the start of its key.
+    pub(super) fn name_of(&self, key: &PublicKey) -> String {
+        name_of(&self.config(), key)
     }
 
     /// What is due from time to time: names of silent peers, and what others changed in the kernel.
@@ -237,6 +248,14 @@ impl control::Agent for Running {
         result.map(drop).map_err(|error| problem(&error))
     }
 
+    async fn agents(&self) -> api::Agents {
+        self.find_agents().await
+    }
+
+    async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {
+        self.measure(&request, &events).await;
+    }
+
     fn device(&self) -> Arc<Device> {
         Arc::clone(&self.device)
     }
@@ -304,11 +323,16 @@ fn config_changes(old: &Config, new: &Config) -> Vec<String> {
     rekeyed.into_iter().chain(gone).chain(other).collect()
 }
 
+fn name_of(config: &Config, key: &PublicKey) -> String {
+    let peer = config.peers.iter().find(|peer| peer.public_key == *key);
+    peer.map_or_else(|| key.to_string()[..8].to_owned(), |peer| peer.name.clone())
+}
+
 fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {
     let settings = &snapshot.settings;
     let peer = config.peers.iter().find(|peer| peer.public_key == settings.public_key);
     api::PeerStatus {
-        name: peer.map_or_else(|| settings.public_key.to_string()[..8].to_owned(), |peer| peer.name.clone()),
+        name: name_of(config, &settings.public_key),
         public_key: settings.public_key,
         endpoint: settings.endpoint,
         addresses: peer.map(|peer| peer.addresses.clone()).unwrap_or_default(),

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value, clippy::format_push_string, clippy::format_collect)]
 
 mod ask;
+mod bench;
 mod complete;
 mod down;
 mod init;
@@ -62,6 +63,8 @@ enum Command {
     Status(status::Args),
     /// Show what would change on this host; change nothing
     Plan(plan::Args),
+    /// Measure throughput and latency to another agent
+    Bench(bench::Args),
     /// Add, list, show and remove peers
     Peer(peer::Args),
     /// Print a new private key
@@ -101,6 +104,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reload(args) => reload::run(args, dirs),
         Command::Status(args) => status::run(args, dirs),
         Command::Plan(args) => plan::run(args, dirs),
+        Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
         Command::Genkey(args) => keys::genkey(args),
         Command::Pubkey(args) => keys::pubkey(args),

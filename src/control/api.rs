@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crate::bench::Report;
 use crate::key::PublicKey;
 use crate::tunnel::PeerState;
 
@@ -159,6 +160,45 @@ pub struct PlannedChange {
 pub struct Down {
     /// Leaves the nft guard armed.
     pub keep_guard: bool,
+}
+
+/// Which peers run meshd.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agents {
+    /// Peers whose agent answered, by name.
+    pub agents: Vec<String>,
+    /// The others: other programs, and agents that cannot be reached.
+    pub others: Vec<String>,
+}
+
+/// What `meshd bench` asks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BenchRequest {
+    /// Its name.
+    pub peer: String,
+    /// Of each run with load, 1 to 10.
+    pub seconds: u32,
+}
+
+/// What comes of it: some progress, then a report or a problem.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum BenchEvent {
+    Progress(BenchProgress),
+    Report(Box<Report>),
+    Problem(Problem),
+}
+
+/// How far a measurement is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BenchProgress {
+    /// Under way now, for people.
+    pub what: String,
+    /// Of the whole, from 0 to 1.
+    pub done: f64,
+    /// At this moment.
+    pub bits_per_second: Option<u64>,
 }
 
 /// Why the agent did not do what it was asked.

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use nix::unistd::{Gid, Group};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use super::{api, running, server};
 
@@ -100,6 +101,44 @@ impl Client {
         Ok(())
     }
 
+    /// Which peers run meshd; takes some seconds when one does not.
+    pub fn agents(&mut self) -> Result<api::Agents, ClientError> {
+        self.request(Method::GET, "/v1/agents", Bytes::new(), CHANGE_LIMIT)
+    }
+
+    /// Measures the way to a peer. Progress goes to `progress`.
+    pub fn bench(
+        &mut self,
+        request: &api::BenchRequest,
+        mut progress: impl FnMut(&api::BenchProgress),
+    ) -> Result<api::Report, ClientError> {
+        let protocol = |error: serde_json::Error| ClientError::Protocol(error.to_string());
+        let body = serde_json::to_vec(request).map_err(protocol)?;
+        let first = self.first.take();
+        let run_dir = &self.run_dir;
+        self.runtime.block_on(async {
+            let mut response = send(run_dir, first, Method::POST, "/v1/bench", body.into()).await?;
+            if !response.status().is_success() {
+                let (status, body) = whole(run_dir, response).await?;
+                return Err(refused(status, &body));
+            }
+            let mut pending = Vec::new();
+            while let Ok(Some(frame)) = timeout(READ_LIMIT, response.frame()).await {
+                let frame = frame.map_err(|error| failed(run_dir, error))?;
+                pending.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
+                    let line: Vec<u8> = pending.drain(..=end).collect();
+                    match serde_json::from_slice(&line).map_err(protocol)? {
+                        api::BenchEvent::Progress(now) => progress(&now),
+                        api::BenchEvent::Report(report) => return Ok(*report),
+                        api::BenchEvent::Problem(problem) => return Err(ClientError::Problem(problem)),
+                    }
+                }
+            }
+            Err(ClientError::NotAnswering { pid: running(run_dir).and_then(|agent| agent.pid) })
+        })
+    }
+
     fn request<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -113,8 +152,7 @@ impl Client {
         let (status, body) = outcome
             .map_err(|_| ClientError::NotAnswering { pid: running(&self.run_dir).and_then(|agent| agent.pid) })??;
         if !status.is_success() {
-            let problem = serde_json::from_slice(&body);
-            return Err(problem.map_or_else(|_| ClientError::Protocol(status.to_string()), ClientError::Problem));
+            return Err(refused(status, &body));
         }
         serde_json::from_slice(&body).map_err(|error| ClientError::Protocol(error.to_string()))
     }
@@ -161,13 +199,22 @@ async fn exchange(
     path: &str,
     body: Bytes,
 ) -> Result<(StatusCode, Bytes), ClientError> {
+    whole(run_dir, send(run_dir, first, method, path, body).await?).await
+}
+
+async fn send(
+    run_dir: &Path,
+    first: Option<UnixStream>,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, ClientError> {
     let stream = match first {
         Some(stream) => stream,
         None => open(run_dir).await?,
     };
-    let failed = |source| ClientError::Io { socket: run_dir.join(server::SOCKET), source };
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(io::Error::other(error)))?;
+    let failed = |error| failed(run_dir, error);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -175,10 +222,23 @@ async fn exchange(
         .body(Full::new(body))
         .map_err(|error| ClientError::Protocol(error.to_string()))?;
     // Its errors are those of the response below; its end without error is the agent's, which closes after the answer.
-    let connection = tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(|error| failed(io::Error::other(error)))?;
+    tokio::spawn(connection);
+    sender.send_request(request).await.map_err(failed)
+}
+
+async fn whole(run_dir: &Path, response: Response<Incoming>) -> Result<(StatusCode, Bytes), ClientError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-    connection.abort();
-    Ok((status, body.map_err(|error| failed(io::Error::other(error)))?.to_bytes()))
+    let body = body
+        .map_err(|error| ClientError::Io { socket: run_dir.join(server::SOCKET), source: io::Error::other(error) })?;
+    Ok((status, body.to_bytes()))
+}
+
+fn failed(run_dir: &Path, error: hyper::Error) -> ClientError {
+    ClientError::Io { socket: run_dir.join(server::SOCKET), source: io::Error::other(error) }
+}
+
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    let problem = serde_json::from_slice(body);
+    problem.map_or_else(|_| ClientError::Protocol(status.to_string()), ClientError::Problem)
 }

@@ -4,9 +4,10 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::{Agent, api};
 use crate::key::{PrivateKey, PublicKey};
@@ -79,6 +80,16 @@ pub(crate) struct FakeAgent {
     pub reload_began: Notify,
     pub reload_ended: Notify,
     pub shutdown: Notify,
+    /// Set when a measurement was finished or dropped.
+    pub bench_ended: Arc<AtomicBool>,
+}
+
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 impl FakeAgent {
@@ -90,6 +101,7 @@ impl FakeAgent {
             reload_began: Notify::new(),
             reload_ended: Notify::new(),
             shutdown: Notify::new(),
+            bench_ended: Arc::default(),
         })
     }
 
@@ -129,6 +141,27 @@ impl Agent for FakeAgent {
         self.called(format!("down {keep_guard}"));
         self.shutdown.notify_one();
         std::future::ready(Ok(()))
+    }
+
+    fn agents(&self) -> impl Future<Output = api::Agents> + Send {
+        std::future::ready(api::Agents { agents: vec!["vps".to_owned()], others: vec!["phone".to_owned()] })
+    }
+
+    async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {
+        self.called(format!("bench {} {}", request.peer, request.seconds));
+        let ended = self.bench_ended.clone();
+        let _guard = Ended(ended);
+        for tenth in 0u8.. {
+            let done = f64::from(tenth) / 10.0;
+            let progress = api::BenchProgress { what: "tunnel to vps".to_owned(), done, bits_per_second: Some(1) };
+            let _ = events.send(api::BenchEvent::Progress(progress)).await;
+            if tenth == 10 && request.peer != "endless" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let errors = vec!["peer vps: no".to_owned()];
+        let _ = events.send(api::BenchEvent::Problem(api::Problem { refused: false, errors, remedy: None })).await;
     }
 
     fn device(&self) -> Arc<Device> {

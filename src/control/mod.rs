@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub use lock::{DEATH_LIMIT, LockError, PID_FILE, RunLock, Running, lock, running};
 pub use socket::{BindError, Listener};
 
+use tokio::sync::mpsc;
+
 use crate::key::PrivateKey;
 use crate::tunnel::Device;
 
@@ -33,6 +35,14 @@ pub trait Agent: Send + Sync + 'static {
     fn plan(&self) -> impl Future<Output = Result<api::Plan, api::Problem>> + Send;
     /// Removes what was programmed and ends the process after the answer is sent.
     fn down(&self, keep_guard: bool) -> impl Future<Output = Result<(), api::Problem>> + Send;
+    /// Asks every peer whether it is an agent.
+    fn agents(&self) -> impl Future<Output = api::Agents> + Send;
+    /// Measures the way to a peer; the last event says what came of it. Dropped when whoever asked has gone.
+    fn bench(
+        &self,
+        request: api::BenchRequest,
+        events: mpsc::Sender<api::BenchEvent>,
+    ) -> impl Future<Output = ()> + Send;
     /// The tunnel, for UAPI.
     fn device(&self) -> Arc<Device>;
     /// The UDP port in use, for UAPI.

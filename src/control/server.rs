@@ -5,8 +5,10 @@
 //! | `GET /v1/status` | whoever the socket's mode lets in | [`api::Status`] |
 //! | `GET /v1/plan` | the same | [`api::Plan`] |
 //! | `GET /metrics` | the same | [`metrics`] |
+//! | `GET /v1/agents` | the same | [`api::Agents`], after some seconds |
 //! | `POST /v1/reload` | root and the agent's own user | [`api::Reloaded`] |
 //! | `POST /v1/down`, [`api::Down`] | root and the agent's own user | `{}` |
+//! | `POST /v1/bench`, [`api::BenchRequest`] | the same | lines of [`api::BenchEvent`]; ends when the client goes |
 //!
 //! Everything else than 200 carries an [`api::Problem`]. A connection carries one request. A change that was begun is
 //! carried through even if the client goes away.
@@ -25,11 +27,14 @@ use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use futures_util::stream::poll_fn;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::unistd::{Gid, Group, Uid};
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
 use super::connections::{self, Caller};
 use super::socket::{BindError, Listener};
@@ -73,6 +78,8 @@ pub async fn serve<A: Agent>(agent: Arc<A>, listener: Listener, shutdown: impl F
     let router = Router::new()
         .route("/v1/status", get(status::<A>))
         .route("/v1/plan", get(plan::<A>))
+        .route("/v1/agents", get(agents::<A>))
+        .route("/v1/bench", post(bench::<A>))
         .route("/v1/reload", post(reload::<A>))
         .route("/v1/down", post(down::<A>))
         .route("/metrics", get(metrics_page::<A>))
@@ -115,6 +122,10 @@ async fn plan<A: Agent>(State(agent): State<Arc<A>>) -> Response {
     answer(agent.plan().await)
 }
 
+async fn agents<A: Agent>(State(agent): State<Arc<A>>, Extension(caller): Extension<Caller>) -> Response {
+    carry_through(&caller, async move { Ok(agent.agents().await) }).await
+}
+
 async fn metrics_page<A: Agent>(State(agent): State<Arc<A>>) -> Response {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&agent.status().await, now)).into_response()
@@ -135,19 +146,64 @@ async fn down<A: Agent>(
     if let Some(refusal) = refusal(&caller) {
         return refusal;
     }
-    let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES);
-    let down = match tokio::time::timeout(READ_TIMEOUT, body).await {
-        Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive"),
-        Ok(Err(_)) => {
-            return problem(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is cut short or beyond 64 KiB");
-        }
-        Ok(Ok(bytes)) if bytes.is_empty() => api::Down::default(),
-        Ok(Ok(bytes)) => match serde_json::from_slice(&bytes) {
-            Ok(down) => down,
-            Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("the request's body: {error}")),
-        },
+    let down: api::Down = match body(request).await {
+        Ok(down) => down,
+        Err(refusal) => return refusal,
     };
     carry_through(&caller, async move { agent.down(down.keep_guard).await.map(|()| serde_json::json!({})) }).await
+}
+
+async fn bench<A: Agent>(
+    State(agent): State<Arc<A>>,
+    Extension(mut caller): Extension<Caller>,
+    request: Request<Body>,
+) -> Response {
+    if let Some(refusal) = refusal(&caller) {
+        return refusal;
+    }
+    let request = match body::<Option<api::BenchRequest>>(request).await {
+        Ok(Some(request)) => request,
+        Ok(None) => return problem(StatusCode::BAD_REQUEST, "which peer?"),
+        Err(refusal) => return refusal,
+    };
+    let (events, mut received) = mpsc::channel(16);
+    caller.busy.store(true, Ordering::Relaxed);
+    tokio::spawn(async move {
+        let ending = async {
+            let _ = caller.closing.wait_for(|closing| *closing).await;
+        };
+        tokio::select! {
+            () = agent.bench(request, events.clone()) => {}
+            () = events.closed() => {}
+            () = ending => {
+                let errors = vec!["the agent ends".to_owned()];
+                let problem = api::Problem { refused: false, errors, remedy: None };
+                let _ = events.send(api::BenchEvent::Problem(problem)).await;
+            }
+        }
+        caller.busy.store(false, Ordering::Relaxed);
+    });
+    let lines = poll_fn(move |context| {
+        received.poll_recv(context).map(|event| event.map(|event| serde_json::to_vec(&event).map(line)))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+fn line(mut json: Vec<u8>) -> Vec<u8> {
+    json.push(b'\n');
+    json
+}
+
+/// The request's body as JSON; an empty one is the default.
+async fn body<T: DeserializeOwned + Default>(request: Request<Body>) -> Result<T, Response> {
+    let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES);
+    match tokio::time::timeout(READ_TIMEOUT, body).await {
+        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive")),
+        Ok(Err(_)) => Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is cut short or beyond 64 KiB")),
+        Ok(Ok(bytes)) if bytes.is_empty() => Ok(T::default()),
+        Ok(Ok(bytes)) => serde_json::from_slice(&bytes)
+            .map_err(|error| problem(StatusCode::BAD_REQUEST, &format!("the request's body: {error}"))),
+    }
 }
 
 /// To whoever may not change.

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -303,4 +304,33 @@ fn fields_of_a_newer_agent_are_ignored() {
     assert_eq!(client.status().unwrap().peers[0].name, "vps");
     assert!(matches!(client.status(), Err(ClientError::Protocol(_))));
     thread.join().unwrap();
+}
+
+#[test]
+fn a_measurement_streams_its_progress_and_ends_with_its_problem() {
+    let server = Server::start();
+    let request = |peer: &str| api::BenchRequest { peer: peer.to_owned(), seconds: 3 };
+    let mut seen = Vec::new();
+    let result = server.client().bench(&request("vps"), |progress| seen.push(progress.done));
+    let Err(ClientError::Problem(problem)) = result else { panic!("{result:?}") };
+    assert_eq!(problem.errors, ["peer vps: no"]);
+    assert!(seen.len() == 11 && seen.is_sorted(), "{seen:?}");
+    assert_eq!(server.client().agents().unwrap().agents, ["vps"]);
+}
+
+#[test]
+fn a_measurement_ends_when_its_client_goes() {
+    let server = Server::start();
+    let body = r#"{"peer": "endless", "seconds": 3}"#;
+    let length = body.len();
+    let mut stream = UnixStream::connect(server.socket()).unwrap();
+    write!(stream, "POST /v1/bench HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    stream.read_exact(&mut [0; 500]).unwrap();
+    assert!(!server.agent.bench_ended.load(Ordering::Acquire));
+    drop(stream);
+    let until = Instant::now() + Duration::from_secs(5);
+    while !server.agent.bench_ended.load(Ordering::Acquire) {
+        assert!(Instant::now() < until, "the measurement goes on without its client");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -102,11 +102,11 @@ impl<'s> Worker<'s> {
     /// From the wire to the TUN device. Each read is one run of datagrams, already gathered by the kernel.
     fn inbound(&mut self, udp: &Udp) -> Turn {
         let Self { shared, inbox, outbox, .. } = self;
-        let (now, wall) = (Instant::now(), SystemTime::now());
+        let wall = SystemTime::now();
         let (mut reads, mut handshakes) = (0, false);
         let last = loop {
             match udp.recv(&mut self.buffer[..65_535]) {
-                Ok(datagrams) => handshakes |= shared.device.open(datagrams, inbox, outbox, now, wall),
+                Ok(datagrams) => handshakes |= shared.device.open(datagrams, inbox, outbox, Instant::now(), wall),
                 Err(error) => break nothing(&error),
             }
             reads += 1;
@@ -160,7 +160,7 @@ pub(super) fn handshakes(shared: &Shared) {
     }
 }
 
-fn send(shared: &Shared, outbox: &mut Outbox) {
+pub(super) fn send(shared: &Shared, outbox: &mut Outbox) {
     if !outbox.is_empty() {
         let udp = shared.udp.load();
         outbox.flush(|run| udp[0].send(run));

@@ -11,6 +11,7 @@
 //! sealing fifty packets, so it is no worker's business.
 
 mod forward;
+mod load;
 mod offloads;
 mod tun;
 mod udp;
@@ -25,6 +26,7 @@ use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::bench::Run;
 use crate::tunnel::Device;
 pub use offloads::Offloads;
 pub use tun::Tun;
@@ -34,6 +36,8 @@ pub use udp::Udp;
 pub struct Dataplane {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Of a measurement that sends.
+    load: Option<(Arc<Run>, JoinHandle<()>)>,
 }
 
 /// Packets that went nowhere between the loop and the kernel, since the interface and the socket were opened.
@@ -75,7 +79,8 @@ impl Dataplane {
         let eventfd = |_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = (0..=workers).map(eventfd).collect::<Result<_, _>>()?;
         let (udp, stopping) = (ArcSwap::from_pointee(udp), AtomicBool::new(false));
-        let mut dataplane = Self { shared: Arc::new(Shared { device, tun, udp, stopping, wake }), threads: Vec::new() };
+        let mut dataplane =
+            Self { shared: Arc::new(Shared { device, tun, udp, stopping, wake }), threads: Vec::new(), load: None };
         for n in 0..workers {
             dataplane.spawn(format!("worker-{n}"), move |shared| forward::worker(shared, n))?;
         }
@@ -131,6 +136,7 @@ impl Drop for Dataplane {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.wake_all();
+        self.stop_load();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a forwarding thread had ended by a panic");

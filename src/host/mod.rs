@@ -11,6 +11,7 @@
 //! Create it on the thread, and in the network namespace, where it is used, inside a tokio runtime with I/O enabled. The
 //! tunnel's device itself is the dataplane's: it comes and goes with the process.
 
+mod cpu;
 mod error;
 mod journal;
 mod netlink;
@@ -22,6 +23,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
 pub use watch::Watch;
 

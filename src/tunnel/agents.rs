@@ -113,7 +113,7 @@ impl Agents {
             Taken::Reply(probe) => {
                 let mut packet = [0; (OVERHEAD + PROBE_LEN).next_multiple_of(PADDING)];
                 probe_message(&probe).write_packet(own, peer.address, &mut packet);
-                session.seal(&packet, 0, out, now).is_ok()
+                session.say(&packet, out, now)
             }
         }
     }
@@ -156,7 +156,7 @@ impl Device {
         let Some(peer) = table.peers.get(peer).filter(|_| message.body.len() <= MAX_BODY) else { return false };
         let mut packet = [0; OVERHEAD + MAX_BODY];
         let len = message.write_packet(table.address, peer.address, &mut packet);
-        peer.lock().seal(&packet[..len.next_multiple_of(PADDING)], 0, out, now).is_ok()
+        peer.lock().say(&packet[..len.next_multiple_of(PADDING)], out, now)
     }
 
     /// Where a peer is reached now.
@@ -196,7 +196,7 @@ impl Device {
                 Route::Tunnel => {
                     let message = probe_message(&body[..mtu - OVERHEAD]);
                     let len = message.write_packet(table.address, peer.address, &mut packet);
-                    session.seal(&packet[..len], 0, out, now).is_ok()
+                    session.say(&packet[..len], out, now)
                 }
                 // As long as the sealed packets are.
                 Route::Bare => put_bare(&body[..mtu + SEAL - BARE_HEADER - HEADER], path, out),
