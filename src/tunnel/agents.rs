@@ -91,7 +91,8 @@ impl Agents {
     }
 
     /// Takes a packet that `peer` has sealed for the agent at `own`. False when it is no message of that peer's agent,
-    /// or more than a peer may send.
+    /// or more than a peer may send. Apart from the loop that opens packets, which is for the others.
+    #[inline(never)]
     pub(super) fn tunnelled(
         &self,
         packet: &[u8],

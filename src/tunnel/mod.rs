@@ -361,18 +361,17 @@ impl Opener<'_> {
         match session.open(datagram, self.path, inbox, self.now, self.wall) {
             Opened::Refused => return false,
             Opened::Keepalive => {}
-            Opened::Packet(len) if address::is_destination(&inbox.spare()[..len]) => {
-                let (packet, own) = (&inbox.spare()[..len], self.table.address);
-                if !self.device.agents.tunnelled(packet, own, peer, session, out, self.now) {
-                    count(&self.device.drops.refused);
-                }
-            }
             Opened::Packet(len) => {
-                let source = ip::source(&inbox.spare()[..len]);
+                let packet = &mut inbox.spare()[..len];
+                let source = ip::source(packet);
                 let own = |addr| self.table.route(addr).is_some_and(|owner| Arc::ptr_eq(owner, peer));
-                if source.is_some() && (source == self.proven || source.is_some_and(own)) {
+                if address::is_destination(packet) {
+                    if !self.device.agents.tunnelled(packet, self.table.address, peer, session, out, self.now) {
+                        count(&self.device.drops.refused);
+                    }
+                } else if source.is_some() && (source == self.proven || source.is_some_and(own)) {
                     self.proven = source;
-                    if ecn::decapsulate(&mut inbox.spare()[..len], self.traffic_class) {
+                    if ecn::decapsulate(packet, self.traffic_class) {
                         inbox.commit(len);
                     } else {
                         count(&self.device.drops.congested);
