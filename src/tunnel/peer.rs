@@ -165,7 +165,8 @@ impl Session {
 
     /// Seals one packet, or queues it and begins a handshake.
     /// `traffic_class` is for the outer header.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "the loop is its only other caller; a call for each packet is not free")]
+    #[inline(always)]
     pub(super) fn seal(
         &mut self,
         packet: &[u8],
