@@ -53,9 +53,12 @@ pub struct Losses {
     pub interface_overflow: u64,
 }
 
-/// How many workers there are to be: what is asked for, or as many as suit this machine.
+/// How many workers there are to be: what is asked for, or half as many as there are cores, for those that send and
+/// receive what is carried need as much. On two cores a second worker cost a tenth.
 pub fn workers(wanted: Option<u16>) -> usize {
-    wanted.map_or(1, usize::from)
+    const MOST: usize = 8;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    wanted.map_or((cores / 2).clamp(1, MOST), usize::from)
 }
 
 /// What the threads share.
