@@ -5,7 +5,9 @@ use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
+use meshd::key::PrivateKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -35,6 +37,19 @@ impl Host {
         let holder = fs::read_to_string(dir.join("holder")).expect("the holder's process ID");
         let namespace = namespace.with_mounts_of(holder.trim().parse().expect("a process ID"));
         Self { name, namespace, dir, binary: binary.to_owned() }
+    }
+
+    /// Another host with the same binary.
+    pub(super) fn beside(&self, name: &'static str, namespace: Namespace, dir: PathBuf) -> Self {
+        Self::new(name, namespace, dir, &self.binary)
+    }
+
+    /// Makes it a member that knows the VPS only.
+    pub(super) fn join(&self, key: &PrivateKey, address: &str) {
+        self.write("meshd.toml", &format!("name = \"{}\"\naddresses = [\"{address}/24\"]\n", self.name));
+        self.write("private.key", &key.expose_base64());
+        fs::set_permissions(self.config("private.key"), fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::copy(root().join("peers/vps.toml"), self.config("peers/vps.toml")).expect("a peer file");
     }
 
     /// Places this host's files of the worked example, and those of `peers`.
@@ -163,6 +178,27 @@ impl Host {
     pub fn end(&self, signal: Signal) {
         self.signal(signal);
         wait_for(format!("{signal} ends the agent"), secs(5), || self.agent().is_none().then_some(()));
+    }
+
+    /// Resident memory of the running agent, in MiB.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.agent().expect("a running agent")));
+        let status = status.expect("a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") >> 10
+    }
+
+    /// Processor time of one of the agent's threads so far.
+    pub fn thread_time(&self, name: &str) -> Duration {
+        let tasks = format!("/proc/{}/task", self.agent().expect("a running agent"));
+        let ticks = fs::read_dir(tasks).expect("a process").flatten().find_map(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+            let (comm, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+            // utime and stime, fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms.
+            let fields = rest.split_whitespace().skip(11).take(2);
+            (comm == name).then(|| fields.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>())
+        });
+        Duration::from_millis(10 * ticks.unwrap_or_else(|| panic!("no thread {name}")))
     }
 
     /// What the detached agent logged.

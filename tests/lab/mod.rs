@@ -9,6 +9,7 @@ pub mod host;
 pub mod nat;
 pub mod netns;
 pub mod other;
+pub mod sequence;
 pub mod snapshot;
 pub mod traffic;
 
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use host::Host;
+use meshd::key::PrivateKey;
 use netns::Namespace;
 use traffic::WebServer;
 
@@ -61,7 +63,7 @@ pub struct Lab {
     pub internet: Namespace,
     _web: WebServer,
     // Dropped last, in this order: the namespaces, then the files.
-    _topology: Topology,
+    topology: Topology,
     dir: tempfile::TempDir,
 }
 
@@ -93,7 +95,7 @@ impl Lab {
             isp: namespace("isp"),
             _web: WebServer::start(&internet, 80),
             internet,
-            _topology: topology,
+            topology,
             dir,
         }
     }
@@ -109,6 +111,23 @@ impl Lab {
     pub fn start(&self) {
         self.vps.up();
         self.home.up();
+    }
+
+    /// One more host on the internet, as a peer of the VPS that knows its endpoint: 10.88.0.`number`, from 100 on. Not
+    /// started.
+    pub fn add_host(&self, name: &'static str, number: u8) -> Host {
+        let id = &self.topology.id;
+        let arguments = [id.as_str(), &self.dir.path().to_string_lossy(), name, &number.to_string()].map(str::to_owned);
+        let status = Topology::script().arg("host").args(arguments).status().expect("bash");
+        assert!(status.success(), "tests/lab/topology.sh host {id} {name}: {status}");
+        let host = self.vps.beside(name, Namespace::open(&self.topology.namespace(name)), self.dir.path().join(name));
+        let key = PrivateKey::generate().expect("a key");
+        host.join(&key, &format!("10.88.0.{number}"));
+        self.vps.write(
+            &format!("peers/{name}.toml"),
+            &format!("public_key = \"{}\"\naddresses = [\"10.88.0.{number}\"]\n", key.public_key()),
+        );
+        host
     }
 
     /// A place for a test's own files.

@@ -3,6 +3,7 @@
 #
 #   topology.sh up ID DIR      vps, home behind its ISP's NAT, an internet, a container on each bridge
 #   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1 and 2001:db8:3::1, home .2 and ::2
+#   topology.sh host ID DIR NAME N   one more host for `up`, on the internet at 198.18.N.2
 #   topology.sh down ID        kill what runs in the namespaces of ID and delete them
 #   topology.sh sweep          the same for every lab whose owner died
 #   topology.sh list [WORD]    the IDs that exist, those with WORD in them
@@ -174,11 +175,29 @@ address add 2001:db8:3::2/64 dev eth0 nodad
 END
 }
 
-# Waits for the background jobs of up and pair; fails when one of them did.
+host() {
+    ip -batch - <<END
+netns add $ns-$name
+link add eth0 netns $ns-$name type veth peer name $name netns $ns-internet
+END
+    hold "$name"
+    ip -netns "$ns-internet" -batch - <<END &
+link set $name up
+address add 198.18.$number.1/24 dev $name
+END
+    configure "$ns-$name" 0 <<END &
+link set lo up
+link set eth0 up
+address add 198.18.$number.2/24 dev eth0
+route add default via 198.18.$number.1
+END
+}
+
+# Waits for the background jobs of the command; fails when one of them did. The hosts that it made are its arguments.
 settle() {
     local pid host
     for pid in $jobs_started; do wait "$pid" || die "could not build the lab $id"; done
-    for host in vps home; do
+    for host; do
         for _ in {1..500}; do [[ -e $dir/$host/holder ]] && break; sleep 0.01; done
         [[ -e $dir/$host/holder ]] || die "no mount namespace for $host"
     done
@@ -218,10 +237,18 @@ up | pair)
     trap '[[ $? = 0 ]] || down "$id"' EXIT
     $command
     jobs_started=$(jobs -p)
-    settle
+    settle vps home
+    ;;
+host)
+    dir=${3:?a folder for the hosts\' files}
+    name=${4:?a name}
+    number=${5:?a number}
+    host
+    jobs_started=$(jobs -p)
+    settle "$name"
     ;;
 down) down "${id:?an ID}" ;;
 sweep) sweep ;;
 list) ids | { grep -F -- "$id" || true; } ;;
-*) die "usage: topology.sh up ID DIR | pair ID DIR | down ID | sweep | list [WORD]" ;;
+*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | down ID | sweep | list [WORD]" ;;
 esac
