@@ -45,8 +45,8 @@ impl Host {
     }
 
     /// Makes it a member that knows the VPS only.
-    pub(super) fn join(&self, key: &PrivateKey, address: &str) {
-        self.write("meshd.toml", &format!("name = \"{}\"\naddresses = [\"{address}/24\"]\n", self.name));
+    pub(super) fn join(&self, key: &PrivateKey, addresses: &str) {
+        self.write("meshd.toml", &format!("name = \"{}\"\naddresses = [{addresses}]\n", self.name));
         self.write("private.key", &key.expose_base64());
         fs::set_permissions(self.config("private.key"), fs::Permissions::from_mode(0o600)).expect("chmod");
         fs::copy(root().join("peers/vps.toml"), self.config("peers/vps.toml")).expect("a peer file");

@@ -11,6 +11,7 @@ pub mod netns;
 pub mod other;
 pub mod sequence;
 pub mod snapshot;
+pub mod strangers;
 pub mod traffic;
 
 use std::fmt::Debug;
@@ -122,7 +123,7 @@ impl Lab {
         assert!(status.success(), "tests/lab/topology.sh host {id} {name}: {status}");
         let host = self.vps.beside(name, Namespace::open(&self.topology.namespace(name)), self.dir.path().join(name));
         let key = PrivateKey::generate().expect("a key");
-        host.join(&key, &format!("10.88.0.{number}"));
+        host.join(&key, &format!("\"10.88.0.{number}/24\", \"fd88::{number}/64\""));
         self.vps.write(
             &format!("peers/{name}.toml"),
             &format!("public_key = \"{}\"\naddresses = [\"10.88.0.{number}\"]\n", key.public_key()),
