@@ -4,7 +4,7 @@ mod lab;
 
 use std::thread;
 
-use lab::strangers::{self, COUNT};
+use lab::strangers::{self, COUNT, Flooded};
 use lab::traffic::iperf;
 use lab::{Lab, NEXTCLOUD, PROXY, secs};
 
@@ -28,27 +28,37 @@ fn resident_beside_traffic(lab: &Lab) -> u64 {
     lab.vps.resident()
 }
 
-#[test]
-fn a_thousand_call_at_once_beside_a_steady_flow() {
+/// Floods the VPS with initiations, `rounds` of each stranger, beside a flow of 100 Mbit/s that must keep its rate.
+fn flood_beside_a_flow(rounds: usize, per_second: u64) -> Flooded {
     let lab = many_peers(Lab::release());
     let key = lab.vps.public_key().parse().expect("a key");
-    let initiations = strangers::initiations(&key, 12);
+    let initiations = strangers::initiations(&key, rounds);
     let before = lab.vps.thread_time("handshakes");
     let (flooded, flow) = thread::scope(|scope| {
-        let flow = scope.spawn(|| iperf(&lab.nextcloud, &lab.proxy, PROXY, "-u -b 100M -l 1200 -t 4"));
+        let flow = scope.spawn(|| iperf(&lab.nextcloud, &lab.proxy, PROXY, "-u -b 100M -l 1200 -t 5"));
         thread::sleep(secs(1));
-        (strangers::flood(&lab, &initiations, 4_000), flow.join().expect("iperf3"))
+        (strangers::flood(&lab, &initiations, per_second), flow.join().expect("iperf3"))
     });
     let spent = lab.vps.thread_time("handshakes") - before;
     let lost = flow["sum"]["lost_percent"].as_f64().expect("a percentage");
-    let rate = flooded.answered as f64 / flooded.time.as_secs_f64();
-    println!("{flooded:?}, {rate:.0} answered a second, {spent:?} of processor time; the flow lost {lost:.2}%");
-    println!("{}", lab.vps.status()["drops"]);
+    println!("{flooded:?}, {spent:?} of processor time; the flow lost {lost:.2}%");
     assert!(lost < 10.0, "{lost}% lost beside {flooded:?}");
-    // A shared machine with the debug binary; see docs/performance.md for what one core does.
-    assert!(rate > 1_000.0, "{flooded:?}");
-    // Who was answered did so at an address of its own.
     assert!(lab.proxy.ping(NEXTCLOUD));
+    flooded
+}
+
+#[test]
+fn a_thousand_that_call_within_a_second_are_all_answered() {
+    let Flooded { sent, answered, .. } = flood_beside_a_flow(1, 1_000);
+    assert!(answered * 10 >= sent * 9, "{answered} of {sent}");
+}
+
+/// More than this machine may have the time for: who is not answered gets a cookie, and nobody silence.
+#[test]
+fn four_thousand_initiations_a_second_are_answered_or_asked_for_a_cookie() {
+    let Flooded { sent, answered, cookies, .. } = flood_beside_a_flow(12, 4_000);
+    assert!((answered + cookies) * 10 >= sent * 9, "{answered} answered and {cookies} asked, of {sent}");
+    assert!(answered > 512, "{answered} answered");
 }
 
 #[test]

@@ -20,8 +20,9 @@ use crate::key::PublicKey;
 /// What one core answers in a quarter of a second.
 const CAPACITY: usize = 1024;
 /// When so many wait there is load, and for so long after: MAX_QUEUED_INCOMING_HANDSHAKES / 8, and the second, of the
-/// kernel (drivers/net/wireguard/receive.c).
-const LOAD: usize = CAPACITY / 8;
+/// kernel (drivers/net/wireguard/queueing.h and receive.c). That is an eighth of a second's work: a thread
+/// that merely waited for a core has no load yet, and a cookie costs an honest peer five seconds.
+const LOAD: usize = 512;
 const LOAD_LASTS: Duration = Duration::from_secs(1);
 /// Addresses that are remembered.
 const KNOWN: usize = 1 << 14;
