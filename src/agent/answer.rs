@@ -76,7 +76,8 @@ impl Running {
         let finished =
             self.benches.answering().take_if(|answering| answering.run.peer == *peer && answering.run.id() == id);
         let Some(Answering { run, cpu }) = finished else { return Answer::Refused(Refusal::Unable) };
-        self.device.agents.set_run(None);
+        // The peer may be late, and another run under way.
+        self.device.agents.end_run(&run);
         self.benches.answerer().finished(*peer, Instant::now());
         let flow = run.sends.then(|| run.sent_flow()).flatten();
         Answer::Finished { cpu: observed(&cpu), flow }

@@ -38,6 +38,9 @@ struct Measurement<'a> {
     all: f64,
 }
 
+/// Peers that are asked at once whether they are agents; there is room for more questions than that.
+const AT_A_TIME: usize = 64;
+
 /// What one run found.
 struct Found {
     flow: Option<Flow>,
@@ -50,14 +53,16 @@ impl Running {
     /// Which peers are agents, by name.
     pub(super) async fn find_agents(&self) -> api::Agents {
         let config = self.config();
-        let hello = config.peers.iter().map(|peer| async {
-            let reachable = self.device.path(&peer.public_key).is_some();
-            let agent = reachable && self.ask(peer.public_key, Kind::Hello, Vec::new()).await.is_some();
-            (peer.name.clone(), agent)
-        });
         let mut found = api::Agents::default();
-        for (name, agent) in join_all(hello).await {
-            if agent { &mut found.agents } else { &mut found.others }.push(name);
+        for some in config.peers.chunks(AT_A_TIME) {
+            let hello = some.iter().map(|peer| async {
+                let reachable = self.device.path(&peer.public_key).is_some();
+                let agent = reachable && self.ask(peer.public_key, Kind::Hello, Vec::new()).await.is_some();
+                (peer.name.clone(), agent)
+            });
+            for (name, agent) in join_all(hello).await {
+                if agent { &mut found.agents } else { &mut found.others }.push(name);
+            }
         }
         found
     }

@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 5;
 /// … and no more than two minutes at once.
 const AT_ONCE: Duration = Duration::from_secs(120);
+/// What a shorter run counts as, since each begins with a few packets to wherever its peer seems to be.
+const SHORTEST_CHARGE: Duration = Duration::from_secs(1);
 
 /// Why a run is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +60,7 @@ impl Answerer {
         self.spent.retain(|_, spent| !spent.is_full(now));
         let spent = self.spent.entry(peer).or_default();
         spent
-            .take(length * SHARE, AT_ONCE * SHARE, now)
+            .take(length.max(SHORTEST_CHARGE) * SHARE, AT_ONCE * SHARE, now)
             .map_err(|wait| Refusal::TooOften { wait_seconds: wait.as_secs() + 1 })?;
         self.turn = Some((Some(peer), now + length + PATIENCE));
         Ok(())

@@ -15,6 +15,8 @@ const ACK_PACKETS: u64 = 64;
 const ACK_INTERVAL: Duration = Duration::from_millis(2);
 /// Echoes of one run and route; one every 10 ms for the longest run.
 const MAX_ECHOES: usize = 1024;
+/// How long after its end a run still answers.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A run under way.
 #[derive(Debug)]
@@ -126,7 +128,10 @@ impl Run {
 
     /// Takes a probe of `size` bytes that came by `route`. Neither allocates nor blocks.
     pub fn take(&self, route: Route, probe: &[u8], size: usize, now: Instant) -> Taken {
-        let Some(probe) = Probe::parse(probe, self.id()) else { return Taken::Refused };
+        // Who asked may have gone without a word.
+        let Some(probe) = Probe::parse(probe, self.id()).filter(|_| now < self.end() + GRACE) else {
+            return Taken::Refused;
+        };
         let loaded = self.terms.direction != Direction::Idle && self.terms.route == route;
         match probe {
             Probe::Data { .. } if loaded && !self.sends => self.data(probe, size, now),
@@ -146,7 +151,7 @@ impl Run {
         let bytes = meter.bytes.fetch_add(size as u64, Relaxed) + size as u64;
         let micros = self.micros(now);
         let since = Duration::from_micros(micros.saturating_sub(meter.acked_micros.load(Relaxed)).into());
-        if !urgent && packets - meter.acked_packets.load(Relaxed) < ACK_PACKETS && since < ACK_INTERVAL {
+        if !urgent && packets.saturating_sub(meter.acked_packets.load(Relaxed)) < ACK_PACKETS && since < ACK_INTERVAL {
             return Taken::Kept;
         }
         meter.acked_packets.store(packets, Relaxed);

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::PollTimeout;
@@ -17,6 +18,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// Reads of the socket before what they brought is written. What arrives is in the kernel already, and bounded by its
 /// buffer; more would only let the other direction wait.
 const READS: usize = 16;
+/// Reads of the TUN queue in one turn: what goes nowhere fills no batch.
+const PACKETS: usize = 512;
 /// How often a worker looks for more, and lets others have the core in between, before it sleeps...
 const LOOKS: u32 = 50;
 /// ...if its last sleep was shorter than this. To sleep and be woken costs several microseconds on both sides; where packets
@@ -73,17 +76,22 @@ struct Worker<'s> {
 
 impl<'s> Worker<'s> {
     fn new(shared: &'s Shared, n: usize) -> Self {
+        // A session's counters are given when packets are sealed, and its peer refuses one that comes a thousand later than
+        // another. Where several workers seal for one peer, none may hold many back.
+        let outbox = if shared.workers() > 1 { Outbox::of_runs(1) } else { Outbox::new() };
         let coalescer = Coalescer::new(shared.tun.offload());
-        Self { shared, n, buffer: vec![0; BUFFER], inbox: Inbox::new(), outbox: Outbox::new(), coalescer }
+        Self { shared, n, buffer: vec![0; BUFFER], inbox: Inbox::new(), outbox, coalescer }
     }
 
     /// From the TUN device to the wire: reads until there is nothing left or a batch is full, then sends.
     fn outbound(&mut self, udp: &Udp) -> Turn {
+        let mut reads = 0;
         let last = loop {
             match self.shared.tun.read(self.n, &mut self.buffer[..65_535]) {
                 Ok((header, len)) => {
                     self.shared.device.seal(header, &mut self.buffer, len, &mut self.outbox, Instant::now());
-                    if self.outbox.is_full() {
+                    reads += 1;
+                    if self.outbox.is_full() || reads == PACKETS {
                         break Turn::Moved;
                     }
                 }
@@ -153,9 +161,10 @@ pub(super) fn handshakes(shared: &Shared) {
         if shared.device.answer(&mut outbox, now, SystemTime::now()) {
             send(shared, &mut outbox);
         } else {
-            shared.wait(shared.wake.len() - 1, [None, None], tick());
-            // Who wakes this thread may have configured a peer that is to be called without delay.
-            ticked = None;
+            shared.wait(shared.workers(), [None, None], tick());
+            if shared.nudged.swap(false, Ordering::AcqRel) {
+                ticked = None;
+            }
         }
     }
 }

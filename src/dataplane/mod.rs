@@ -68,6 +68,8 @@ struct Shared {
     /// One for each worker, all on one port.
     udp: ArcSwap<Vec<Udp>>,
     stopping: AtomicBool,
+    /// Whether the timers are to run at once.
+    nudged: AtomicBool,
     /// One for each worker, and the last for the handshakes: wakes it when the sockets were changed or the loop is to end.
     wake: Vec<EventFd>,
 }
@@ -81,9 +83,13 @@ impl Dataplane {
         let workers = udp.len();
         let eventfd = |_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = (0..=workers).map(eventfd).collect::<Result<_, _>>()?;
-        let (udp, stopping) = (ArcSwap::from_pointee(udp), AtomicBool::new(false));
-        let mut dataplane =
-            Self { shared: Arc::new(Shared { device, tun, udp, stopping, wake }), threads: Vec::new(), load: None };
+        let udp = ArcSwap::from_pointee(udp);
+        let (stopping, nudged) = (AtomicBool::new(false), AtomicBool::new(false));
+        let mut dataplane = Self {
+            shared: Arc::new(Shared { device, tun, udp, stopping, nudged, wake }),
+            threads: Vec::new(),
+            load: None,
+        };
         for n in 0..workers {
             dataplane.spawn(format!("worker-{n}"), move |shared| forward::worker(shared, n))?;
         }
@@ -131,7 +137,8 @@ impl Dataplane {
 
     /// Runs the timers now, so that a peer that was just configured is called without delay.
     pub fn nudge(&self) {
-        self.shared.wake_all();
+        self.shared.nudged.store(true, Ordering::Release);
+        self.shared.wake_handshakes();
     }
 }
 
@@ -162,7 +169,11 @@ impl Shared {
 
     /// Wakes the thread that answers handshakes.
     fn wake_handshakes(&self) {
-        let _ = self.wake[self.wake.len() - 1].write(1);
+        let _ = self.wake[self.workers()].write(1);
+    }
+
+    fn workers(&self) -> usize {
+        self.wake.len() - 1
     }
 
     /// Blocks until one of `fds` is readable, the thread is woken, or the timeout is over.

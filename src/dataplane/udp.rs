@@ -165,7 +165,8 @@ impl Udp {
         Ok(Datagrams { bytes: &buffer[..len], segment, path: Path { remote, local }, traffic_class })
     }
 
-    /// Sends a run, at once where `UDP_SEGMENT` works. What cannot be sent is lost, as on any link.
+    /// Sends a run, at once where `UDP_SEGMENT` works. What cannot be sent is lost, as on any link: to wait for room in a full
+    /// buffer would let the other direction wait too.
     pub fn send(&self, run: &Run<'_>) {
         let single = matches!(run.slices, [slice] if slice.len() <= run.segment);
         if !single && self.gso.load(Ordering::Relaxed) {
@@ -254,7 +255,7 @@ impl Udp {
             message.msg_control = std::ptr::null_mut();
         }
         // SAFETY: every pointer in `message` refers to a live local or to `slices`.
-        let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, 0) };
+        let sent = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

@@ -74,6 +74,12 @@ impl Agents {
         }
     }
 
+    /// Ends this run, if it is still the one under way.
+    pub fn end_run(&self, run: &Arc<Run>) {
+        self.run.compare_and_swap(&Some(Arc::clone(run)), None);
+        run.stop();
+    }
+
     /// The next letter. For one reader.
     pub fn poll_letter(&self, context: &mut Context<'_>) -> Poll<Letter> {
         self.reader.register(context.waker());

@@ -25,6 +25,8 @@ pub struct Outbox {
     sealed: Vec<Sealed>,
     /// Whether datagrams of more than one peer stand in `sealed`.
     mixed: bool,
+    /// How many full runs make a batch.
+    runs: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,20 +76,22 @@ impl Outbox {
     pub const CAPACITY: usize = 1 << 20;
     /// What is free after a flush that [`Outbox::is_full`] asked for: enough for any one super-packet.
     const RESERVE: usize = 1 << 19;
-    /// Past this a batch gains nothing and only adds latency. A super-packet of the kernel's is a little more than one
-    /// `sendmsg` takes, so that of each alone two segments would be left over and cost a send of their own.
-    const BATCH: usize = 4 * MAX_UDP_PAYLOAD;
-    /// The same for small packets.
-    const BATCH_SEGMENTS: usize = 4 * MAX_SEGMENTS;
 
-    /// An empty one.
+    /// An empty one, for batches of four runs: more gain nothing and only add latency. A super-packet of the kernel's is a
+    /// little more than one run, so that of each alone two segments would be left over and cost a send of their own.
     pub fn new() -> Self {
-        Self { arena: vec![0; Self::CAPACITY].into(), used: 0, sealed: Vec::with_capacity(4096), mixed: false }
+        Self::of_runs(4)
+    }
+
+    /// An empty one, for batches of so many runs, 1 to 7 as the arena has room for.
+    pub fn of_runs(runs: usize) -> Self {
+        let (arena, sealed) = (vec![0; Self::CAPACITY].into(), Vec::with_capacity(4096));
+        Self { arena, used: 0, sealed, mixed: false, runs }
     }
 
     /// Whether it is time to send: a full batch, or no room for another super-packet.
     pub fn is_full(&self) -> bool {
-        self.used >= Self::BATCH || self.sealed.len() >= Self::BATCH_SEGMENTS
+        self.used >= self.runs * MAX_UDP_PAYLOAD || self.sealed.len() >= self.runs * MAX_SEGMENTS
     }
 
     /// Whether any one super-packet still fits.

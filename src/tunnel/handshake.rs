@@ -27,7 +27,7 @@ const LOAD_LASTS: Duration = Duration::from_secs(1);
 /// Addresses that are remembered.
 const KNOWN: usize = 1 << 14;
 /// The longest, an initiation.
-const LONGEST: usize = 148;
+pub(super) const LONGEST: usize = 148;
 
 /// Those that wait.
 #[derive(Default)]
@@ -64,14 +64,13 @@ impl Default for Queue {
 }
 
 impl Handshakes {
-    /// False when there is no room. What is longer than any handshake message is cut, and refused later.
+    /// False when there is no room. The message has [`LONGEST`] bytes at most.
     pub(super) fn set_aside(&self, message: &[u8], path: Path) -> bool {
         let mut queue = lock(&self.0);
         let room = queue.messages.len() < CAPACITY;
         if room {
-            let len = message.len().min(LONGEST);
-            let mut bytes = [0; LONGEST];
-            bytes[..len].copy_from_slice(&message[..len]);
+            let (len, mut bytes) = (message.len(), [0; LONGEST]);
+            bytes[..len].copy_from_slice(message);
             queue.messages.push_back(Message { bytes, len, path });
         }
         room

@@ -182,7 +182,9 @@ impl Device {
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
                 Some(message::DATA) => opener.data(datagram, inbox, out),
-                Some(message::HANDSHAKE_INITIATION | message::HANDSHAKE_RESPONSE | message::COOKIE_REPLY) => {
+                Some(message::HANDSHAKE_INITIATION | message::HANDSHAKE_RESPONSE | message::COOKIE_REPLY)
+                    if datagram.len() <= handshake::LONGEST =>
+                {
                     let admitted = table.gate.admits(path.remote.ip(), now);
                     if admitted && !self.handshakes.set_aside(datagram, path) {
                         count(&self.drops.overloaded);
