@@ -158,7 +158,7 @@ pub(super) fn handshakes(shared: &Shared) {
             shared.device.tick(&mut outbox, now, |outbox| send(shared, outbox));
             send(shared, &mut outbox);
         }
-        if shared.device.answer(&mut outbox, now, SystemTime::now()) {
+        if shared.device.answer(&mut outbox, now, SystemTime::now(), |outbox| send(shared, outbox)) {
             send(shared, &mut outbox);
         } else {
             shared.wait(shared.workers(), [None, None], tick());

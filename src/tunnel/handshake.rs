@@ -98,7 +98,8 @@ impl Handshakes {
 }
 
 impl Waiting {
-    /// Takes the message; the answer, and what waited for the session, go to `out`. False when it was not worth one.
+    /// Takes the message; the answer goes to `out`. What waited for the session is sent at once. False when it was not
+    /// worth an answer.
     pub(super) fn answer(
         &self,
         from: &Handshakes,
@@ -106,6 +107,7 @@ impl Waiting {
         out: &mut Outbox,
         now: Instant,
         wall: SystemTime,
+        mut send: impl FnMut(&mut Outbox),
     ) -> bool {
         let Message { bytes, len, path } = &self.message;
         let message = &bytes[..*len];
@@ -121,10 +123,13 @@ impl Waiting {
                 Verdict::Drop => return false,
             }
         }
-        let take = |peer: &Peer, out: &mut Outbox| {
+        let mut take = |peer: &Peer, out: &mut Outbox| {
             let mut session = peer.lock();
             let taken = session.handshake(message, *path, out, now, wall);
-            session.drain(out, now);
+            // Before anybody can seal what came later.
+            while session.drain(out, now) {
+                send(out);
+            }
             taken
         };
         if kind != Some(message::HANDSHAKE_INITIATION) {

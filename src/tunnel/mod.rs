@@ -204,11 +204,12 @@ impl Device {
         set_aside
     }
 
-    /// Takes one of the handshake messages that were set aside; false when there is none. `out` has room. A Diffie-Hellman
-    /// takes as long as sealing fifty packets, so this has a thread of its own.
-    pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime) -> bool {
+    /// Takes one of the handshake messages that were set aside; false when there is none. `out` is empty. A Diffie-Hellman
+    /// takes as long as sealing fifty packets, so this has a thread of its own. `send`, which must empty `out` and not
+    /// block, is called where packets that waited for a session are not to be overtaken.
+    pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime, send: impl FnMut(&mut Outbox)) -> bool {
         let Some(waiting) = self.handshakes.next(now) else { return false };
-        if !waiting.answer(&self.handshakes, &self.table.load(), out, now, wall) {
+        if !waiting.answer(&self.handshakes, &self.table.load(), out, now, wall, send) {
             count(&self.drops.refused);
         }
         true

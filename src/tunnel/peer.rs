@@ -247,9 +247,10 @@ impl Session {
         true
     }
 
-    /// Sends what waited for a session, once there is one.
-    pub(super) fn drain(&mut self, out: &mut Outbox, now: Instant) {
-        let Some(path) = self.path else { return };
+    /// Puts what waited for a session into `out`, once there is one. Whether that was anything.
+    pub(super) fn drain(&mut self, out: &mut Outbox, now: Instant) -> bool {
+        let Some(path) = self.path else { return false };
+        let before = out.len();
         while self.queued > 0 && self.has_session() && out.has_room() {
             match self.tunn.decapsulate(None, &[], out.spare()) {
                 TunnResult::WriteToNetwork(datagram) => {
@@ -259,6 +260,7 @@ impl Session {
                 _ => self.queued = 0,
             }
         }
+        out.len() > before
     }
 
     /// Runs the timers: retransmission, rekey, keepalives, expiry. How many packets waited in vain for a handshake that is
@@ -288,7 +290,6 @@ impl Session {
         if let (Some(sent), Some(path)) = (sent, self.path) {
             self.commit(&sent, path, out, now);
         }
-        self.drain(out, now);
         lost
     }
 

@@ -156,7 +156,7 @@ impl Network {
             let datagrams = Datagrams { bytes: datagram, segment: datagram.len(), path, traffic_class: 0 };
             device.open(datagrams, &mut inbox, outbox, now, wall);
         }
-        while device.answer(outbox, now, wall) {}
+        while device.answer(outbox, now, wall, |_| {}) {}
         received.extend(inbox.packets.iter().map(|range| inbox.arena[range.clone()].to_vec()));
         self.transmit(host);
     }

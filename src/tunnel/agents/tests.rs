@@ -64,7 +64,7 @@ impl Network {
             (Inbox::new(), Datagrams { bytes: datagram, segment: datagram.len(), path, traffic_class: 0 });
         let (now, wall) = (Instant::now(), SystemTime::now());
         if host.device.open(datagrams, &mut inbox, &mut host.outbox, now, wall) {
-            while host.device.answer(&mut host.outbox, now, wall) {}
+            while host.device.answer(&mut host.outbox, now, wall, |_| {}) {}
         }
         host.delivered.extend(inbox.packets.iter().map(|range| inbox.arena[range.clone()].to_vec()));
     }
