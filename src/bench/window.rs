@@ -11,7 +11,11 @@
 //! - Silence: then it begins anew with ten packets, less and less often. More never leave unless something arrives.
 
 // Packets of a few seconds are far fewer than 2^52, and a window is at least two.
-#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "rates and shares of what is counted, never negative"
+)]
 
 use std::time::{Duration, Instant};
 

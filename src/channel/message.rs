@@ -12,6 +12,7 @@
 use std::net::Ipv6Addr;
 
 use crate::packet::checksum::Sum;
+use crate::packet::{IPV6_HEADER, UDP};
 
 use super::address;
 
@@ -24,9 +25,7 @@ pub const MAX_BODY: usize = 1280 - OVERHEAD;
 
 const VERSION: u8 = 1;
 const ANSWER: u8 = 0x80;
-const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
-const UDP: u8 = 17;
 /// Both ports. Nothing listens there: it is for those who look at packets.
 const PORT: u16 = 0x6d64;
 /// A program that forwards what it does not know gets rid of it here.

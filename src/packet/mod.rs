@@ -26,13 +26,13 @@ pub const MAX_PACKET: usize = 65_535;
 /// IP protocol number of TCP.
 const TCP: u8 = 6;
 /// IP protocol number of UDP.
-const UDP: u8 = 17;
+pub(crate) const UDP: u8 = 17;
 /// Where the checksum lies in a TCP header.
 const TCP_CHECKSUM: usize = 16;
 /// Where the checksum lies in a UDP header.
 const UDP_CHECKSUM: usize = 6;
 const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+pub(crate) const IPV6_HEADER: usize = 40;
 
 /// The big-endian 16 bits at `offset`; the caller has checked the length.
 #[inline]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use boringtun::noise::TunnResult;
 use boringtun::noise::rate_limiter::RateLimiter;
 
+use crate::channel::Allowance;
 use crate::key::PublicKey;
 
 /// Handshake messages a second up to which no source is held to its share.
@@ -39,8 +40,7 @@ struct Sources {
     hasher: RandomState,
     second: Instant,
     seen: u64,
-    /// When each bucket will be full again.
-    full_at: Vec<Option<Instant>>,
+    buckets: Vec<Allowance>,
 }
 
 /// What becomes of a handshake message.
@@ -55,7 +55,8 @@ pub(super) enum Verdict {
 
 impl Gate {
     pub(super) fn new(key: &PublicKey, now: Instant) -> Self {
-        let sources = Sources { hasher: RandomState::new(), second: now, seen: 0, full_at: vec![None; BUCKETS] };
+        let sources =
+            Sources { hasher: RandomState::new(), second: now, seen: 0, buckets: vec![Allowance::new(); BUCKETS] };
         let limiter = |limit| RateLimiter::new(&key.to_dalek(), limit);
         Self { calm: limiter(u64::MAX), loaded: limiter(0), sources: Mutex::new(sources) }
     }
@@ -88,12 +89,7 @@ impl Sources {
             return true;
         }
         let bucket = self.hasher.hash_one(source(from)) as usize % BUCKETS;
-        let full_at = self.full_at[bucket].unwrap_or(now).max(now);
-        if full_at - now > PER_SOURCE_INTERVAL * (PER_SOURCE_BURST - 1) {
-            return false;
-        }
-        self.full_at[bucket] = Some(full_at + PER_SOURCE_INTERVAL);
-        true
+        self.buckets[bucket].take(PER_SOURCE_INTERVAL, PER_SOURCE_INTERVAL * PER_SOURCE_BURST, now).is_ok()
     }
 }
 
@@ -112,7 +108,8 @@ mod tests {
     #[test]
     fn one_source_is_held_to_its_share_only_under_load() {
         let now = Instant::now();
-        let mut sources = Sources { hasher: RandomState::new(), second: now, seen: 0, full_at: vec![None; BUCKETS] };
+        let mut sources =
+            Sources { hasher: RandomState::new(), second: now, seen: 0, buckets: vec![Allowance::new(); BUCKETS] };
         let from = |n: u8| IpAddr::from([192, 0, 2, n]);
         let calm = (0..CALM_PER_SECOND).filter(|_| sources.admit(from(1), now)).count();
         assert_eq!(calm as u64, CALM_PER_SECOND);
