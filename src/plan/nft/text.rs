@@ -1,0 +1,76 @@
+//! Words, sets, rules and chains as nft(8) reads them.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::super::{Family, NftTable};
+
+pub(super) fn keyword(family: Family) -> &'static str {
+    if family == Family::V4 { "ip" } else { "ip6" }
+}
+
+/// A rule for each family that has networks.
+pub(super) fn by_family<'a>(
+    nets: impl Iterator<Item = &'a IpNet>,
+    rule: impl Fn(&str, &str) -> String,
+) -> impl Iterator<Item = String> {
+    let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) = nets.partition(|net| Family::of(net) == Family::V4);
+    let of = |family, nets: Vec<&IpNet>| set(nets.into_iter()).map(|set| rule(keyword(family), &set));
+    [of(Family::V4, v4), of(Family::V6, v6)].into_iter().flatten()
+}
+
+/// An anonymous set. Networks inside others are left out, because nft refuses sets with overlaps.
+pub(super) fn set<'a>(nets: impl Iterator<Item = &'a IpNet>) -> Option<String> {
+    let all: BTreeSet<IpNet> = nets.map(IpNet::trunc).collect();
+    let outer = all.iter().filter(|net| !all.iter().any(|other| other != *net && other.contains(*net)));
+    let words: Vec<String> = outer.map(|net| plain(*net)).collect();
+    (!words.is_empty()).then(|| format!("{{ {} }}", words.join(", ")))
+}
+
+/// A single address is written without its prefix length.
+fn plain(net: IpNet) -> String {
+    let host: IpAddr = net.addr();
+    if net.prefix_len() == net.max_prefix_len() { host.to_string() } else { net.to_string() }
+}
+
+pub(super) fn names(names: BTreeSet<&str>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
+    format!("{{ {} }}", quoted.join(", "))
+}
+
+/// Builds the text of a table.
+pub(super) struct Text {
+    name: String,
+    text: String,
+}
+
+impl Text {
+    pub(super) fn new(name: String) -> Self {
+        let text = format!("table inet {name} {{\n");
+        Self { name, text }
+    }
+
+    pub(super) fn base_chain(&mut self, name: &str, kind: &str, hook: &str, priority: &str, rules: &[String]) {
+        if !rules.is_empty() {
+            let hook = format!("type {kind} hook {hook} priority {priority}; policy accept;");
+            self.block(name, std::iter::once(&hook).chain(rules));
+        }
+    }
+
+    pub(super) fn chain(&mut self, name: &str, rules: &[String]) {
+        self.block(name, rules.iter());
+    }
+
+    fn block<'a>(&mut self, name: &str, lines: impl Iterator<Item = &'a String>) {
+        let lines: String = lines.fold(String::new(), |text, line| text + "\t\t" + line + "\n");
+        // Writing to a String cannot fail.
+        let _ = write!(self.text, "\tchain {name} {{\n{lines}\t}}\n");
+    }
+
+    pub(super) fn finish(self) -> NftTable {
+        NftTable { name: self.name, text: self.text + "}\n" }
+    }
+}
