@@ -232,8 +232,8 @@ fn a_peer_is_added_listed_shown_and_removed() {
 
     assert_eq!(
         host.ok("peer list"),
-        "NAME  ADDRESS       SUBNETS          ENDPOINT\n\
-         vps   10.88.0.1 +1  10.89.1.0/24 +1  203.0.113.10:51820\n"
+        "NAME  KIND  ADDRESS       SUBNETS          ENDPOINT\n\
+         vps   host  10.88.0.1 +1  10.89.1.0/24 +1  203.0.113.10:51820\n"
     );
     let expected = serde_json::json!({
         "name": "vps",
@@ -243,6 +243,8 @@ fn a_peer_is_added_listed_shown_and_removed() {
         "subnets": ["10.89.1.0/24", "fd89:1::/64"],
         "allowed_ips": ["10.88.0.1/32", "10.89.1.0/24", "fd88::1/128", "fd89:1::/64"],
         "persistent_keepalive": 25,
+        "client": false,
+        "allow": null,
         "preshared_key": false,
     });
     let json = |line: &str| serde_json::from_str::<serde_json::Value>(&host.ok(line)).unwrap();
@@ -250,6 +252,16 @@ fn a_peer_is_added_listed_shown_and_removed() {
     assert_eq!(json("peer list --json"), serde_json::json!([expected]));
     let shown = host.ok("peer show vps");
     assert!(shown.contains(&format!("public key     {KEY}\n")) && shown.contains("preshared key  -\n"), "{shown}");
+
+    let add = "peer add phone --public-key TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0= --address 10.88.0.9 --client";
+    let allow = ["--allow", "10.89.1.0/24", "--allow", "host tcp/22"];
+    let added = said(host.command(add).args(allow).output().unwrap());
+    assert_eq!(added.code, 0, "{}", added.err);
+    let text = fs::read_to_string(host.path("peers/phone.toml")).unwrap();
+    assert!(text.ends_with("client = true\nallow = [\"10.89.1.0/24\", \"host tcp/22\"]\n"), "{text}");
+    let shown = host.ok("peer show phone");
+    assert!(shown.contains("may reach      10.89.1.0/24, host tcp/22\n"), "{shown}");
+    host.ok("peer remove phone");
 
     assert_eq!(host.ok("peer remove vps"), "removed peer vps\nthe agent is not running; `meshd up` starts it\n");
     assert_eq!(fs::read_dir(host.path("peers")).unwrap().count(), 0);

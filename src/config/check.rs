@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::file::{FileLines, Files};
 use super::problem::{Problem, Problems, list_of_names, quote};
 use super::value::overlap;
-use super::{Config, Egress, Endpoint, Peer, Protocol};
+use super::{Config, Egress, Endpoint, Peer, Place, Protocol};
 use crate::channel::address;
 
 /// Everything that is wrong between the files.
@@ -22,6 +22,7 @@ pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result
     check.mesh_addresses();
     check.networks();
     check.allowed();
+    check.permitted();
     check.endpoints();
     check.published();
     check.problems.into_result()
@@ -68,6 +69,7 @@ impl Check<'_> {
     /// One interface has one purpose.
     fn interfaces(&mut self) {
         let host = &self.config.host;
+        let is_bridge = |name: &String| host.bridges.iter().any(|bridge| bridge.name == *name);
         let mut seen = HashMap::from([(&host.interface, "the tunnel's interface")]);
         for (index, bridge) in host.bridges.iter().enumerate() {
             if let Some(other) = seen.insert(&bridge.name, "another [[bridge]]") {
@@ -80,12 +82,21 @@ impl Check<'_> {
                 let message =
                     format!("lan: interface {} is the tunnel's; write that of the LAN", quote(&lan.interface));
                 self.host_problem(&format!("lan[{index}].interface"), message);
+            } else if is_bridge(&lan.interface) {
+                let message = format!(
+                    "lan: interface {} is a [[bridge]], whose subnets peers reach anyway; write that of the LAN",
+                    quote(&lan.interface)
+                );
+                self.host_problem(&format!("lan[{index}].interface"), message);
             }
         }
-        if let Some(name) = host.exit.as_ref().and_then(|exit| exit.interface.as_ref())
-            && *name == host.interface
-        {
-            let message = format!("exit: interface {} is the tunnel's; write that towards the internet", quote(name));
+        if let Some(name) = host.exit.as_ref().and_then(|exit| exit.interface.as_ref()) {
+            let what = match () {
+                () if *name == host.interface => "the tunnel's",
+                () if is_bridge(name) => "a [[bridge]]",
+                () => return,
+            };
+            let message = format!("exit: interface {} is {what}; write that towards the internet", quote(name));
             self.host_problem("exit.interface", message);
         }
     }
@@ -205,6 +216,28 @@ impl Check<'_> {
         }
     }
 
+    /// What a peer is allowed exists. A mistyped network would otherwise be found by whoever cannot reach it.
+    fn permitted(&mut self) {
+        let config = self.config;
+        let claims = claims(config);
+        let there = || claims.iter().filter(|claim| claim.owner != Owner::Agents);
+        for peer in &config.peers {
+            for (index, item) in peer.allow.iter().flatten().enumerate() {
+                let Place::Net(net) = item.to else { continue };
+                let (key, shown) = (format!("allow[{index}]"), quote(&item.to_string()));
+                if config.host.addresses.iter().any(|own| IpNet::from(own.addr()) == net) {
+                    let ports = item.ports.map_or_else(String::new, |ports| format!(" {ports}"));
+                    let message = format!("allow {shown} is this host's own address; write \"host{ports}\"");
+                    self.peer_problem(peer, &key, message);
+                } else if !there().any(|claim| overlap(&claim.net, &net)) {
+                    let known = list_of_names(there().map(|claim| claim.net));
+                    let message = format!("allow {shown} leads nowhere through this host; there are: {known}");
+                    self.peer_problem(peer, &key, message);
+                }
+            }
+        }
+    }
+
     /// Says it where it is most likely to be corrected: in the peer's file rather than in the host's, and of two peers
     /// in the later file, which is the one that `meshd peer add` would write.
     fn clash(&mut self, a: &Claim<'_>, b: &Claim<'_>) {
@@ -252,10 +285,7 @@ impl Check<'_> {
         let mut seen = HashMap::new();
         for (index, publish) in config.host.publish.iter().enumerate() {
             let (port, to) = (publish.port, quote(&publish.to.to_string()));
-            let protocol = match publish.protocol {
-                Protocol::Tcp => "tcp",
-                Protocol::Udp => "udp",
-            };
+            let protocol = publish.protocol;
             let key = |name: &str| format!("publish[{index}].{name}");
             if let Some(other) = seen.insert((publish.protocol, port), publish.to) {
                 let message = format!("publish: {protocol} port {port} leads to {other} already; write another port");

@@ -9,7 +9,7 @@ use zeroize::Zeroize as _;
 
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
-use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish, check, value};
+use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish, allow, check, value};
 use crate::key::{KeyError, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
@@ -240,6 +240,8 @@ fn peer(
         let addresses = reader.strings(&mut top, "addresses", value::address);
         let subnets = reader.strings(&mut top, "subnets", value::peer_subnet);
         let keepalive = reader.integer(&mut top, "persistent_keepalive", 0..=u16::MAX, " seconds; 0 is off");
+        let client = reader.boolean(&mut top, "client");
+        let allow = reader.strings(&mut top, "allow", allow::allow);
         reader.finish(&top);
         Some(Peer {
             name: checked_name.ok()?,
@@ -249,6 +251,8 @@ fn peer(
             addresses: addresses.unwrap_or_default(),
             subnets: subnets.unwrap_or_default(),
             persistent_keepalive: keepalive.filter(|&seconds| seconds > 0),
+            client: client.unwrap_or(false),
+            allow,
         })
     })
 }

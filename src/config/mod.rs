@@ -8,6 +8,7 @@
 //! 3. `check` holds the files against each other, once each of them is sound by itself: before that, its errors would
 //!    only repeat the first ones in other words.
 
+mod allow;
 mod check;
 mod file;
 mod problem;
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
+pub use allow::{Allow, Place, Ports, allow};
 pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
 pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
@@ -148,6 +150,17 @@ pub struct Peer {
     pub subnets: Vec<IpNet>,
     /// Seconds between keepalives; `None` sends none.
     pub persistent_keepalive: Option<u16>,
+    /// A device rather than a host of the same owner: it reaches what `allow` says and nothing else.
+    pub client: bool,
+    /// What it may reach at and through this host; `None` is everything for a host and nothing for a client.
+    pub allow: Option<Vec<Allow>>,
+}
+
+impl Peer {
+    /// Whether it is held to `allow`. One that is not may also bring what others sent: published and relayed traffic.
+    pub fn limited(&self) -> bool {
+        self.client || self.allow.is_some()
+    }
 }
 
 /// `HOST:PORT` as written.
@@ -191,6 +204,15 @@ impl fmt::Display for Endpoint {
             Self::Addr(addr) => addr.fmt(f),
             Self::Name(host, port) => write!(f, "{host}:{port}"),
         }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
     }
 }
 

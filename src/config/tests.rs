@@ -97,7 +97,8 @@ to = "10.89.2.10:443"
              subnets = [\"10.89.1.0/24\", \"fd89:1::/64\"]\npersistent_keepalive = 25\n"
         ),
     );
-    let phone = peer(PHONE, "persistent_keepalive = 0\naddresses = [\"10.88.0.9\"]\n");
+    let phone = "persistent_keepalive = 0\naddresses = [\"10.88.0.9\"]\nclient = true\nallow = [\"10.89.2.0/24\", \"host tcp/22\"]\n";
+    let phone = peer(PHONE, phone);
     let config = parse(&files(host, &[("vps", vps), ("phone", phone)])).unwrap();
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     assert_eq!(
@@ -132,6 +133,8 @@ to = "10.89.2.10:443"
                     addresses: vec!["10.88.0.9".parse().unwrap()],
                     subnets: vec![],
                     persistent_keepalive: None,
+                    client: true,
+                    allow: Some(vec![allow("10.89.2.0/24").unwrap(), allow("host tcp/22").unwrap()]),
                 },
                 Peer {
                     name: "vps".into(),
@@ -141,6 +144,8 @@ to = "10.89.2.10:443"
                     addresses: vec!["10.88.0.1".parse().unwrap(), "fd88::1".parse().unwrap()],
                     subnets: vec![net("10.89.1.0/24"), net("fd89:1::/64")],
                     persistent_keepalive: Some(25),
+                    client: false,
+                    allow: None,
                 },
             ],
         }
@@ -251,6 +256,43 @@ fn mistakes_between_the_parts_of_a_host_are_found() {
         "[[lan]]\ninterface = \"eth0\"\nsubnet = \"fd6d:6573::/32\"\n",
         &["meshd.toml:9: a lan: \"fd6d:6573::/32\" overlaps fd6d:6573:6864::/64 of the agents themselves"],
     );
+}
+
+#[test]
+fn an_interface_has_one_purpose() {
+    host_says(
+        "[[lan]]\nsubnet = \"192.168.1.0/24\"\ninterface = \"br0\"\n[exit]\npeers = []\ninterface = \"br0\"\n",
+        &[
+            "meshd.toml:9: lan: interface \"br0\" is a [[bridge]], whose subnets peers reach anyway; write that of the LAN",
+            "meshd.toml:12: exit: interface \"br0\" is a [[bridge]]; write that towards the internet",
+        ],
+    );
+}
+
+#[test]
+fn a_peer_is_allowed_only_what_is_there() {
+    let known = "10.88.0.0/24, fd88::/64, 10.89.2.0/24, fd89:2::/64, 10.89.1.0/24";
+    peer_says(
+        "subnets = [\"10.89.1.0/24\"]\nallow = [\n\"host tcp/22\", \"10.0.0.0/8\", \"fd88::7 tcp/1\",\n\"10.89.3.0/24 tcp/443\",\n\
+         \"10.88.0.2 tcp/443\",\n\"fd6d:6573:6864::1\", \"0.0.0.0/0\"]\n",
+        &[
+            "peers/vps.toml:7: allow \"0.0.0.0/0\": would be everything; what has the internet through this host is named in [exit] peers",
+        ],
+    );
+    peer_says(
+        "subnets = [\"10.89.1.0/24\"]\nallow = [\n\"host tcp/22\", \"10.0.0.0/8\", \"fd88::7 tcp/1\",\n\"10.89.3.0/24 tcp/443\",\n\
+         \"10.88.0.2 tcp/443\",\n\"fd6d:6573:6864::1\"]\n",
+        &[
+            &format!(
+                "peers/vps.toml:5: allow \"10.89.3.0/24 tcp/443\" leads nowhere through this host; there are: {known}"
+            ),
+            "peers/vps.toml:6: allow \"10.88.0.2 tcp/443\" is this host's own address; write \"host tcp/443\"",
+            &format!(
+                "peers/vps.toml:7: allow \"fd6d:6573:6864::1\" leads nowhere through this host; there are: {known}"
+            ),
+        ],
+    );
+    peer_says("client = \"yes\"\n", &["peers/vps.toml:2: client: expected true or false, found the string \"yes\""]);
 }
 
 #[test]
@@ -373,7 +415,7 @@ fn a_hostile_peer_is_refused_before_anything_is_applied() {
         &[
             "peers/vps.toml:2: endpoint \"\\u{1b}[2Jvps\": expected HOST:PORT such as vps.example.net:51820",
             "peers/vps.toml:3: unknown key \"\\u{1b}[2J\"; known keys: public_key, preshared_key, preshared_key_file, endpoint, \
-         addresses, subnets, persistent_keepalive",
+         addresses, subnets, persistent_keepalive, client, allow",
         ],
     );
 }

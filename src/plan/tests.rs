@@ -22,6 +22,8 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
         addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
         subnets: nets(subnets),
         persistent_keepalive: None,
+        client: false,
+        allow: None,
     }
 }
 

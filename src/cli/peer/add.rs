@@ -21,7 +21,8 @@ keepalive of 25 seconds keeps the way back open; --keepalive 0 does without.
 Examples:
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --address fd88::1 --subnet 10.89.1.0/24
-  meshd peer add phone --public-key KEY --address 10.88.0.9
+  meshd peer add phone --public-key KEY --address 10.88.0.9 \\
+      --client --allow 10.89.1.0/24 --allow '10.89.2.10 tcp/443'
   meshd peer add vps --public-key KEY --subnet 10.89.1.0/24 --dry-run")]
 pub struct Args {
     /// The peer's name
@@ -38,6 +39,13 @@ pub struct Args {
     /// A bridge or LAN behind it; repeat for more
     #[arg(long = "subnet", value_name = "CIDR")]
     subnets: Vec<String>,
+    /// A device such as a phone: it reaches only what --allow gives it
+    #[arg(long)]
+    client: bool,
+    /// What it may reach at and through this host, and nothing else; repeat for more: a network, an address or `host`,
+    /// and after a space the ports when not all, such as '10.89.2.10 tcp/443'
+    #[arg(long = "allow", value_name = "WHAT")]
+    allow: Vec<String>,
     /// A file with the preshared key, which stays where it is
     #[arg(long, value_name = "FILE")]
     preshared_key_file: Option<PathBuf>,
@@ -99,6 +107,8 @@ fn peer_toml(args: &Args, config: &Config, dir: &Path) -> Result<String, Failure
         (!args.addresses.is_empty()).then(|| format!("addresses = {}", toml_list(&args.addresses))),
         (!args.subnets.is_empty()).then(|| format!("subnets = {}", toml_list(&args.subnets))),
         keepalive.map(|seconds| format!("persistent_keepalive = {seconds}")),
+        args.client.then(|| "client = true".to_owned()),
+        (!args.allow.is_empty()).then(|| format!("allow = {}", toml_list(&args.allow))),
     ];
     Ok(lines.into_iter().flatten().map(|line| line + "\n").collect())
 }

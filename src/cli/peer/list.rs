@@ -50,6 +50,9 @@ struct Shown<'a> {
     subnets: &'a [IpNet],
     allowed_ips: Vec<IpNet>,
     persistent_keepalive: Option<u16>,
+    client: bool,
+    /// As in the peer's file; `None` when nothing is written there.
+    allow: Option<Vec<String>>,
     /// Whether there is one.
     preshared_key: bool,
 }
@@ -64,6 +67,8 @@ impl<'a> Shown<'a> {
             subnets: &peer.subnets,
             allowed_ips: config.allowed_ips(peer),
             persistent_keepalive: peer.persistent_keepalive,
+            client: peer.client,
+            allow: peer.allow.as_ref().map(|items| items.iter().map(ToString::to_string).collect()),
             preshared_key: peer.preshared_key.is_some(),
         }
     }
@@ -78,10 +83,11 @@ pub fn list(args: List, dirs: &Dirs) -> Result<(), Failure> {
     if config.peers.is_empty() {
         return print("no peers yet; `meshd peer add --help` shows how\n");
     }
-    let heading = ["NAME", "ADDRESS", "SUBNETS", "ENDPOINT"].map(String::from);
+    let heading = ["NAME", "KIND", "ADDRESS", "SUBNETS", "ENDPOINT"].map(String::from);
     let rows = config.peers.iter().map(|peer| {
         let endpoint = peer.endpoint.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-        [peer.name.clone(), first_of(&peer.addresses), first_of(&peer.subnets), endpoint]
+        let kind = if peer.client { "client" } else { "host" };
+        [peer.name.clone(), kind.to_owned(), first_of(&peer.addresses), first_of(&peer.subnets), endpoint]
     });
     print(&columns(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))
 }
@@ -102,7 +108,18 @@ pub fn show(args: Show, dirs: &Dirs) -> Result<(), Failure> {
         ["addresses".into(), all_of(shown.addresses)],
         ["subnets".into(), all_of(shown.subnets)],
         ["allowed IPs".into(), all_of(&shown.allowed_ips)],
+        ["client", if shown.client { "yes" } else { "no" }].map(String::from),
+        ["may reach".into(), may_reach(peer)],
         ["keepalive".into(), shown.persistent_keepalive.map_or_else(|| "-".into(), |seconds| format!("{seconds} s"))],
     ];
     print(&columns(&rows))
+}
+
+fn may_reach(peer: &Peer) -> String {
+    match &peer.allow {
+        None if peer.client => "nothing".into(),
+        None => "everything".into(),
+        Some(items) if items.is_empty() => "nothing".into(),
+        Some(items) => all_of(items),
+    }
 }
