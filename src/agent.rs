@@ -11,6 +11,7 @@
 
 mod answer;
 mod detach;
+mod egress;
 mod endpoints;
 mod mail;
 mod measure;
@@ -32,7 +33,7 @@ use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::failure::Failure;
 use crate::host::{self, Reconciler, Watch};
 use crate::store::{self, Dirs};
-use crate::tunnel::Device;
+use crate::tunnel::{Device, Settings};
 use answer::Benches;
 use endpoints::Endpoints;
 use mail::Mail;
@@ -209,7 +210,8 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> R
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
     device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
-    device.configure(&config.private_key, &endpoints.settings(config).await, now);
+    let settings = Settings { peers: endpoints.settings(config).await, local: egress::local(config) };
+    device.configure(&config.private_key, &settings, now);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
         .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;
     Ok((device, dataplane, endpoints, outcome))

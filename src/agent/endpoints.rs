@@ -46,6 +46,7 @@ impl Endpoints {
             },
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: config.allowed_ips(peer),
+            deliver: true,
         };
         config.peers.iter().map(settings).collect()
     }

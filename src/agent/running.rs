@@ -8,6 +8,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use super::answer::Benches;
+use super::egress;
 use super::endpoints::Endpoints;
 use super::mail::Mail;
 use crate::config::Config;
@@ -16,7 +17,7 @@ use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::host::{self, Reconciler};
 use crate::key::{PrivateKey, PublicKey};
 use crate::store;
-use crate::tunnel::{Device, PeerSnapshot};
+use crate::tunnel::{Device, PeerSnapshot, Settings};
 
 /// The parts of a running agent.
 pub(super) struct Running {
@@ -123,7 +124,8 @@ impl Running {
                 return Err(problem(&error));
             }
         };
-        let settings = self.endpoints.lock().await.settings(new).await;
+        let peers = self.endpoints.lock().await.settings(new).await;
+        let settings = Settings { peers, local: egress::local(new) };
         self.device.set_mtu(new.host.mtu);
         self.device.set_copy_dscp(new.host.copy_dscp);
         self.device.configure(&new.private_key, &settings, Instant::now());

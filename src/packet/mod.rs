@@ -1,4 +1,4 @@
-//! IP packets as bytes: views, checksums, congestion marks, segmentation, coalescing and the virtio-net header. Pure.
+//! IP packets as bytes: views, tuples, checksums, congestion marks, segmentation, coalescing and the virtio-net header. Pure.
 //!
 //! The way of a super-packet through here, out of the host: the TUN device delivers a [`VnetHeader`] and up to 64 KiB
 //! of one flow, [`segment`](segment::segment) hands on its MTU-sized packets one by one, in place. Into the host:
@@ -10,10 +10,11 @@ pub mod coalesce;
 pub mod ecn;
 pub mod ip;
 pub mod segment;
+pub mod tuple;
 pub mod virtio;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use coalesce::{Coalescer, Offload};
 pub use ip::{Ip, destination, source};

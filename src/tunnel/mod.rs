@@ -3,10 +3,12 @@
 //! The caller owns the socket, the TUN device and the clock. In any order and from any thread:
 //!
 //! 1. [`Device::seal`] takes what one read of the TUN device delivered, finds the peer with the most specific allowed IP
-//!    for its destination, cuts a super-packet into segments and seals them into an [`Outbox`].
+//!    for its destination, or else the exit of its source (`egress`), cuts a super-packet into segments and seals them into
+//!    an [`Outbox`].
 //! 2. [`Device::open`] takes what one read of the UDP socket delivered. Data messages are looked up by receiver index,
 //!    opened into an [`Inbox`], and kept when the most specific allowed IP for their source belongs to the peer that
-//!    sealed them. Handshake messages are set aside, as many as their source may send.
+//!    sealed them, or is nobody's and the peer may bring such (`egress`). Handshake messages are set aside, as many as
+//!    their source may send.
 //! 3. [`Device::answer`] takes one of those: past the gate (mac1, cookie) it computes the answer into the outbox.
 //! 4. [`Device::tick`], at least four times a second, runs every peer's timers.
 //!
@@ -17,6 +19,8 @@
 
 mod agents;
 mod batch;
+mod egress;
+mod flows;
 mod gate;
 mod handshake;
 mod message;
@@ -37,16 +41,29 @@ use ipnet::IpNet;
 
 pub use agents::Agents;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
+pub use egress::{Egress, Local};
 
 use crate::channel::address;
+use crate::config::EVERYTHING;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
 use crate::packet::{ecn, ip};
+use egress::{Beyond, Foreign};
+use flows::Flows;
 use gate::Gate;
 use handshake::Handshakes;
 use peer::{Opened, Peer, Session, Unsealed};
 use table::Table;
+
+/// What is configured, whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// All peers.
+    pub peers: Vec<PeerSettings>,
+    /// What does not hang on one peer.
+    pub local: Local,
+}
 
 /// What is configured about a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +76,11 @@ pub struct PeerSettings {
     pub endpoint: Option<SocketAddr>,
     /// Seconds.
     pub persistent_keepalive: Option<u16>,
-    /// What it may send from and is sent to.
+    /// What it may send from and is sent to. 0.0.0.0/0 and ::/0 of an exit are shown and not looked at: what it gets
+    /// [`Egress`] says.
     pub allowed_ips: Vec<IpNet>,
+    /// Whether it may bring what strangers send to containers here, under their addresses.
+    pub deliver: bool,
 }
 
 /// What is known about a peer at one moment.
@@ -78,6 +98,8 @@ pub struct PeerSnapshot {
     pub state: PeerState,
     /// For how long its handshake has had no answer; zero when none is under way.
     pub unanswered: Duration,
+    /// When the last authenticated packet came.
+    pub heard: Option<Instant>,
 }
 
 /// How a peer fares.
@@ -95,7 +117,7 @@ pub enum PeerState {
 /// Packets that went nowhere, by reason. The kernel's WireGuard shows the same as interface errors.
 #[derive(Debug, Default)]
 pub struct Drops {
-    /// From the TUN device: no allowed IP contains the destination.
+    /// From the TUN device: no allowed IP contains the destination, and the source has no exit.
     pub unroutable: AtomicU64,
     /// From the TUN device: the peer has no endpoint.
     pub unreachable: AtomicU64,
@@ -124,6 +146,7 @@ pub struct Device {
     /// What the outer header takes of the inner traffic class.
     copied: AtomicU8,
     handshakes: Handshakes,
+    flows: Flows,
     /// Why packets were dropped.
     pub drops: Drops,
     /// What agents say to this one.
@@ -140,6 +163,7 @@ impl Device {
             mtu: mtu.into(),
             copied: ecn::MASK.into(),
             handshakes: Handshakes::default(),
+            flows: Flows::default(),
             drops: Drops::default(),
             agents: Agents::default(),
         }
@@ -150,7 +174,8 @@ impl Device {
     pub fn seal(&self, header: VnetHeader, buffer: &mut [u8], len: usize, out: &mut Outbox, now: Instant) {
         let table = self.table.load();
         let Some(dst) = ip::destination(&buffer[..len]) else { return count(&self.drops.malformed) };
-        let Some(peer) = table.route(dst) else { return count(&self.drops.unroutable) };
+        let peer = table.route(dst).or_else(|| table.route_beyond(&buffer[..len], &self.flows));
+        let Some(peer) = peer else { return count(&self.drops.unroutable) };
         let mut session = peer.lock();
         let mtu = self.mtu.load(Ordering::Relaxed).into();
         let class = ecn::traffic_class(&buffer[..len]) & self.copied.load(Ordering::Relaxed);
@@ -176,8 +201,8 @@ impl Device {
     ) -> bool {
         let table = self.table.load();
         let Datagrams { path, traffic_class, .. } = datagrams;
-        let mut opener =
-            Opener { device: self, table: &table, path, traffic_class, now, wall, held: None, proven: None };
+        let (held, proven, foreign) = (None, None, Foreign::default());
+        let mut opener = Opener { device: self, table: &table, path, traffic_class, now, wall, held, proven, foreign };
         let mut set_aside = false;
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
@@ -227,12 +252,20 @@ impl Device {
         }
     }
 
-    /// Makes `peers` the whole set. Sessions of peers whose keys did not change stay; an endpoint that did not change
-    /// in `peers` does not undo roaming.
-    pub fn configure(&self, private_key: &PrivateKey, peers: &[PeerSettings], now: Instant) {
-        self.change(now, |table, settings| {
-            *settings = peers.to_vec();
+    /// Makes `settings` all there is. Sessions of peers whose keys did not change stay; an endpoint that did not change
+    /// does not undo roaming.
+    pub fn configure(&self, private_key: &PrivateKey, settings: &Settings, now: Instant) {
+        self.change(now, |table, current| {
+            current.clone_from(settings);
             (*private_key != table.private_key).then(|| private_key.clone())
+        });
+    }
+
+    /// Changes by whom packets leave, and nothing else, as when one exit takes the place of another.
+    pub fn set_egress(&self, egress: &[Egress], now: Instant) {
+        self.change(now, |_, settings| {
+            settings.local.egress = egress.to_vec();
+            None
         });
     }
 
@@ -240,11 +273,12 @@ impl Device {
     /// wg(8) does.
     pub fn set_peer(&self, peer: PeerSettings, now: Instant) {
         self.change(now, |_, settings| {
-            for other in settings.iter_mut() {
+            let peers = &mut settings.peers;
+            for other in peers.iter_mut() {
                 other.allowed_ips.retain(|net| !peer.allowed_ips.contains(net));
             }
-            settings.retain(|other| other.public_key != peer.public_key);
-            settings.push(peer);
+            peers.retain(|other| other.public_key != peer.public_key);
+            peers.push(peer);
             None
         });
     }
@@ -260,9 +294,9 @@ impl Device {
     pub fn remove_peer(&self, key: &PublicKey, now: Instant) -> bool {
         let mut found = false;
         self.change(now, |_, settings| {
-            let before = settings.len();
-            settings.retain(|peer| peer.public_key != *key);
-            found = settings.len() < before;
+            let before = settings.peers.len();
+            settings.peers.retain(|peer| peer.public_key != *key);
+            found = settings.peers.len() < before;
             None
         });
         found
@@ -296,29 +330,44 @@ impl Device {
 
     /// All peers, in the order of their public keys.
     pub fn peers(&self, now: Instant) -> Vec<PeerSnapshot> {
-        self.table.load().peers.values().map(|peer| snapshot(&peer.lock(), now)).collect()
+        let table = self.table.load();
+        let snapshot = |peer: &Arc<Peer>| {
+            let mut snapshot = snapshot(&peer.lock(), now);
+            if table.beyond.is_exit(&peer.key) {
+                snapshot.settings.allowed_ips.extend(EVERYTHING);
+            }
+            snapshot
+        };
+        table.peers.values().map(snapshot).collect()
     }
 
     /// Whose allowed IPs contain `addr` most specifically.
     pub fn owner(&self, addr: IpAddr) -> Option<PublicKey> {
-        self.table.load().route(addr).map(|peer| peer.key)
+        let table = self.table.load();
+        table.route(addr).or_else(|| table.beyond.default(addr)).map(|peer| peer.key)
     }
 
     /// Makes a new table of what `edit` leaves of the settings, with a new private key when it returns one.
-    fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Vec<PeerSettings>) -> Option<PrivateKey>) {
+    fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Settings) -> Option<PrivateKey>) {
         let _changing = lock(&self.changing);
         let old = self.table.load_full();
-        let mut settings = old.peers.values().map(|peer| peer.lock().settings().clone()).collect();
+        let peers = old.peers.values().map(|peer| peer.lock().settings().clone()).collect();
+        let mut settings = Settings { peers, local: old.beyond.local.clone() };
         let new_key = edit(&old, &mut settings);
         let keep_sessions = new_key.is_none();
         let base = match new_key {
             Some(key) => empty_table(key, now),
-            None => Table::new(old.private_key.clone(), Arc::clone(&old.gate), Arc::clone(&old.unlimited), Vec::new()),
+            None => old.without_peers(),
         };
+        let Settings { peers, local } = settings;
+        let is_exit = |key: &PublicKey| local.egress.iter().any(|egress| egress.exits.contains(key));
         let mut taken: HashSet<u32> = old.peers.values().map(|peer| peer.index).collect();
-        let peers = settings
+        let peers: Vec<_> = peers
             .into_iter()
-            .map(|settings| {
+            .map(|mut settings| {
+                if is_exit(&settings.public_key) {
+                    settings.allowed_ips.retain(|net| net.prefix_len() > 0);
+                }
                 let allowed_ips = settings.allowed_ips.clone();
                 let kept = old
                     .peers
@@ -333,7 +382,9 @@ impl Device {
                 (peer, allowed_ips)
             })
             .collect();
-        self.table.store(Arc::new(Table::new(base.private_key, base.gate, base.unlimited, peers)));
+        let peer = |key: &PublicKey| peers.iter().find(|(peer, _)| peer.key == *key).map(|(peer, _)| Arc::clone(peer));
+        let beyond = Beyond::new(local, peer, &old.beyond, now);
+        self.table.store(Arc::new(Table::new(base.private_key, base.gate, base.unlimited, peers, beyond)));
     }
 }
 
@@ -349,6 +400,8 @@ struct Opener<'t> {
     held: Option<(&'t Arc<Peer>, MutexGuard<'t, Session>)>,
     /// The source address last found to be the held peer's.
     proven: Option<IpAddr>,
+    /// The same for addresses beyond the mesh.
+    foreign: Foreign,
 }
 
 impl Opener<'_> {
@@ -357,6 +410,7 @@ impl Opener<'_> {
         if self.held.as_ref().is_none_or(|(peer, _)| peer.index != index >> 8) {
             self.held = None;
             self.proven = None;
+            self.foreign = Foreign::default();
             let Some(peer) = self.table.receiver(index) else { return false };
             self.held = Some((peer, peer.lock()));
         }
@@ -367,13 +421,25 @@ impl Opener<'_> {
             Opened::Packet(len) => {
                 let packet = &mut inbox.spare()[..len];
                 let source = ip::source(packet);
-                let own = |addr| self.table.route(addr).is_some_and(|owner| Arc::ptr_eq(owner, peer));
+                let may_send = |source| {
+                    if self.proven == Some(source) {
+                        return true;
+                    }
+                    if self.foreign.source() != Some(source)
+                        && let Some(owner) = self.table.route(source)
+                    {
+                        let own = Arc::ptr_eq(owner, peer);
+                        self.proven = own.then_some(source);
+                        return own;
+                    }
+                    let (flows, deliver) = (&self.device.flows, session.settings().deliver);
+                    self.foreign.admits(self.table, flows, peer, deliver, packet, self.now)
+                };
                 if address::is_destination(packet) {
                     if !self.device.agents.tunnelled(packet, self.table.address, peer, session, out, self.now) {
                         count(&self.device.drops.refused);
                     }
-                } else if source.is_some() && (source == self.proven || source.is_some_and(own)) {
-                    self.proven = source;
+                } else if source.is_some_and(may_send) {
                     if ecn::decapsulate(packet, self.traffic_class) {
                         inbox.commit(len);
                     } else {
@@ -393,7 +459,7 @@ fn empty_table(private_key: PrivateKey, now: Instant) -> Table {
     let public_key = private_key.public_key();
     let gate = Arc::new(Gate::new(&public_key, now));
     let unlimited = Arc::new(RateLimiter::new(&public_key.to_dalek(), u64::MAX));
-    Table::new(private_key, gate, unlimited, Vec::new())
+    Table::new(private_key, gate, unlimited, Vec::new(), Beyond::empty())
 }
 
 fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
@@ -405,6 +471,7 @@ fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
         tx_bytes,
         state: session.state(now),
         unanswered: session.unanswered(now),
+        heard: session.heard(),
     }
 }
 

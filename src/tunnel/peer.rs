@@ -47,6 +47,8 @@ pub(super) struct Session {
     /// Packets that wait in `tunn` for a session.
     queued: usize,
     last_traversal: Instant,
+    /// When the last authenticated packet came.
+    heard: Option<Instant>,
 }
 
 /// Packets that boringtun keeps for a session to come (its `MAX_QUEUE_DEPTH`); of more it says nothing.
@@ -94,6 +96,7 @@ impl Peer {
             responded: None,
             queued: 0,
             last_traversal: now,
+            heard: None,
         };
         let key = session.settings.public_key;
         Self { key, index, address: address::of(&key), session: Mutex::new(session) }
@@ -151,6 +154,10 @@ impl Session {
     /// For how long the handshake under way has had no answer.
     pub(super) fn unanswered(&self, now: Instant) -> Duration {
         self.initiating_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.heard
     }
 
     fn has_session(&self) -> bool {
@@ -314,6 +321,7 @@ impl Session {
         self.path = Some(path);
         self.rx_bytes += len as u64;
         self.last_traversal = now;
+        self.heard = Some(now);
     }
 
     fn established(&mut self, wall: SystemTime) {

@@ -1,4 +1,4 @@
-//! The peers of one moment, by key, by index and by allowed IP. Never changed: a change makes a new table.
+//! The peers of one moment, by key, by index, by allowed IP and by egress. Never changed: a change makes a new table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -9,6 +9,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
+use super::egress::Beyond;
 use super::gate::Gate;
 use super::peer::Peer;
 use crate::channel::address;
@@ -24,40 +25,47 @@ pub(super) struct Table {
     /// Handed to every `Tunn`, which would count messages a second time: it checks mac1 and never asks for a cookie.
     pub(super) unlimited: Arc<RateLimiter>,
     pub(super) peers: BTreeMap<PublicKey, Arc<Peer>>,
+    /// What the allowed IPs of [`Table::route`] do not cover.
+    pub(super) beyond: Beyond,
     by_index: HashMap<u32, Arc<Peer>>,
     routes: JointPrefixMap<IpNet, Arc<Peer>>,
 }
 
 impl Table {
-    /// A table of `peers`, each with its allowed IPs; of a network that two name, the later one has it.
+    /// A table of `peers`, each with its allowed IPs; of a network that two name, the later one has it. `beyond` gets
+    /// 0.0.0.0/0 and ::/0.
     pub(super) fn new(
         private_key: PrivateKey,
         gate: Arc<Gate>,
         unlimited: Arc<RateLimiter>,
         peers: Vec<(Arc<Peer>, Vec<IpNet>)>,
+        mut beyond: Beyond,
     ) -> Self {
         let public_key = private_key.public_key();
-        let mut table = Self {
-            public_key,
-            address: address::of(&public_key),
-            private_key,
-            gate,
-            unlimited,
-            peers: BTreeMap::new(),
-            by_index: HashMap::new(),
-            routes: JointPrefixMap::new(),
-        };
+        let (mut by_key, mut by_index, mut routes) = (BTreeMap::new(), HashMap::new(), JointPrefixMap::new());
         for (peer, allowed_ips) in peers {
             for net in allowed_ips {
-                table.routes.insert(net.trunc(), Arc::clone(&peer));
+                if net.prefix_len() == 0 {
+                    beyond.set_default(&net, &peer);
+                } else {
+                    routes.insert(net.trunc(), Arc::clone(&peer));
+                }
             }
-            table.by_index.insert(peer.index, Arc::clone(&peer));
-            table.peers.insert(peer.key, peer);
+            by_index.insert(peer.index, Arc::clone(&peer));
+            by_key.insert(peer.key, peer);
         }
-        table
+        let address = address::of(&public_key);
+        Self { private_key, public_key, address, gate, unlimited, peers: by_key, beyond, by_index, routes }
     }
 
-    /// The peer with the most specific allowed IP that contains `addr`. The addresses of agents are nobody's.
+    /// The same device with no peers.
+    pub(super) fn without_peers(&self) -> Self {
+        let (gate, unlimited) = (Arc::clone(&self.gate), Arc::clone(&self.unlimited));
+        Self::new(self.private_key.clone(), gate, unlimited, Vec::new(), Beyond::empty())
+    }
+
+    /// The peer with the most specific allowed IP that contains `addr`, but for 0.0.0.0/0 and ::/0. The addresses of agents
+    /// are nobody's.
     pub(super) fn route(&self, addr: IpAddr) -> Option<&Arc<Peer>> {
         if address::contains(addr) {
             return None;

@@ -1,6 +1,8 @@
 //! Two or three devices against each other on a clock that the test moves, over a network that loses, reorders and
 //! duplicates. boringtun reads the same clock (its `mock-instant`), so hours pass in milliseconds.
 
+mod egress;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
@@ -82,13 +84,14 @@ impl Network {
             endpoint: Some(*addr),
             persistent_keepalive: None,
             allowed_ips: vec![IpNet::from(IpAddr::V4(*inner))],
+            deliver: false,
         }
     }
 
     fn configure(&mut self, host: usize, peers: &[PeerSettings]) {
         let now = self.now();
         let Host { device, key, .. } = &self.hosts[host];
-        device.configure(key, peers, now);
+        device.configure(key, &Settings { peers: peers.to_vec(), ..Settings::default() }, now);
     }
 
     fn now(&self) -> Instant {

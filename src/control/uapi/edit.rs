@@ -66,13 +66,15 @@ impl Peers {
             if edit.update_only {
                 return;
             }
+            // A peer that `replace_peers` takes away and brings back stays reachable where it was last heard of.
+            let known = before.iter().find(|peer| peer.public_key == key);
             self.insert(PeerSettings {
                 public_key: key,
                 preshared_key: None,
-                // A peer that `replace_peers` takes away and brings back stays reachable where it was last heard of.
-                endpoint: before.iter().find(|peer| peer.public_key == key).and_then(|peer| peer.endpoint),
+                endpoint: known.and_then(|peer| peer.endpoint),
                 persistent_keepalive: None,
                 allowed_ips: Vec::new(),
+                deliver: known.is_some_and(|peer| peer.deliver),
             });
         }
         if let Some((settings, _)) = self.0.get_mut(&key) {
@@ -138,6 +140,7 @@ mod tests {
             endpoint: Some(([192, 0, 2, seed], 51820).into()),
             persistent_keepalive: Some(25),
             allowed_ips: nets.iter().map(|net| net.parse().unwrap()).collect(),
+            deliver: false,
         }
     }
 

@@ -52,6 +52,7 @@ impl Tunnel for FakeTunnel {
             latest_handshake: Some(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
             rx_bytes: 12_345,
             unanswered: std::time::Duration::ZERO,
+            heard: None,
             tx_bytes: 678,
             state: PeerState::Up,
         };

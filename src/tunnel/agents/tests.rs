@@ -12,7 +12,7 @@ use crate::bench::{Direction, RunId, Terms};
 use crate::channel::address;
 use crate::key::PrivateKey;
 use crate::packet::VnetHeader;
-use crate::tunnel::{Datagrams, Inbox, PeerSettings};
+use crate::tunnel::{Datagrams, Inbox, PeerSettings, Settings};
 
 struct Host {
     key: PrivateKey,
@@ -37,7 +37,7 @@ impl Network {
         let network = Self((1..=hosts).map(host).collect());
         for host in &network.0 {
             let peers: Vec<_> = network.0.iter().filter(|other| other.addr != host.addr).map(settings).collect();
-            host.device.configure(&host.key, &peers, now);
+            host.device.configure(&host.key, &Settings { peers, ..Settings::default() }, now);
         }
         network
     }
@@ -139,6 +139,7 @@ fn settings(host: &Host) -> PeerSettings {
         persistent_keepalive: None,
         // Of two peers with the same networks the later has them, so the last host is the exit.
         allowed_ips: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+        deliver: false,
     }
 }
 
