@@ -31,7 +31,7 @@ use crate::control::client::Client;
 use crate::control::{self, Agent as _, LockError, RunLock, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::failure::Failure;
-use crate::host::{self, Reconciler, Watch};
+use crate::host::{self, News, Reconciler, Rivals, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
@@ -39,7 +39,7 @@ use endpoints::Endpoints;
 use mail::Mail;
 use running::{Changing, Running, Shown};
 
-/// How often names of silent peers are looked at, and the kernel is compared with the plan.
+/// How often names of silent peers are looked at, and the kernel is compared with the plan though it told of no change.
 const TEND: Duration = Duration::from_secs(5);
 
 /// How `meshd up` was asked to run.
@@ -147,6 +147,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
     tokio::select! {
         () = tend(&running, &mut events) => {}
         () = running.serve_mail() => {}
+        () = running.follow_names() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -189,7 +190,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         config_dir: dirs.config.clone(),
         device,
         offloads,
-        changing: AsyncMutex::new(Changing { reconciler, down: false }),
+        changing: AsyncMutex::new(Changing { reconciler, rivals: Rivals::default(), down: false }),
         endpoints: AsyncMutex::new(endpoints),
         shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
         dataplane: Mutex::new(Some(dataplane)),
@@ -233,8 +234,8 @@ async fn tend(running: &Running, events: &mut Events) {
                     }
                 }
             }
-            () = events.kernel.changed() => running.tend().await,
-            _ = due.tick() => running.tend().await,
+            news = events.kernel.changed() => running.tend(news).await,
+            _ = due.tick() => running.tend(News::default()).await,
         }
     }
     if running.config().host.bridges.iter().any(|bridge| bridge.egress != crate::config::Egress::Direct) {

@@ -14,7 +14,7 @@ use super::mail::Mail;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
-use crate::host::{self, Reconciler};
+use crate::host::{self, News, Reconciler, Rivals};
 use crate::key::{PrivateKey, PublicKey};
 use crate::store;
 use crate::tunnel::{Device, PeerSnapshot, Settings};
@@ -42,6 +42,7 @@ pub(super) struct Running {
 
 pub(super) struct Changing {
     pub(super) reconciler: Reconciler,
+    pub(super) rivals: Rivals,
     /// `down` was asked for: nothing is to be programmed again.
     pub(super) down: bool,
 }
@@ -69,9 +70,16 @@ impl Running {
         name_of(&self.config(), key)
     }
 
-    /// What is due from time to time: names of silent peers, and what others changed in the kernel.
-    pub(super) async fn tend(&self) {
-        self.endpoints.lock().await.refresh(&self.config(), &self.device).await;
+    /// Looks up the names of silent peers, until it is dropped. Apart from the kernel's news, for a resolver may take its time.
+    pub(super) async fn follow_names(&self) {
+        loop {
+            tokio::time::sleep(super::TEND).await;
+            self.endpoints.lock().await.refresh(&self.config(), &self.device).await;
+        }
+    }
+
+    /// Puts back what others changed in the kernel; `news` says what is known of who did.
+    pub(super) async fn tend(&self, mut news: News) {
         let mut changing = self.changing.lock().await;
         // Only now: a reload that held the lock has put a new configuration in place.
         let config = self.config();
@@ -84,16 +92,21 @@ impl Running {
                 Err(error) => tracing::error!(%error, "forwarding has ended and cannot begin again; will try"),
             }
         }
-        match changing.reconciler.reconcile(&config).await {
-            Ok(outcome) => {
-                for change in &outcome.changes {
-                    let change = change.summary();
-                    tracing::warn!(change, "the kernel differed from the plan; brought back");
-                }
-                self.warn(outcome.warnings);
+        let Changing { reconciler, rivals, .. } = &mut *changing;
+        let (changes, warnings) = match reconciler.reconcile(&config).await {
+            Ok(outcome) => (outcome.changes, outcome.warnings),
+            Err(error) => {
+                let warnings = vec![error.to_string()];
+                let host::Error::Incomplete { applied, .. } = error else { return self.warn(warnings, Vec::new()) };
+                (applied, warnings)
             }
-            Err(error) => self.warn(vec![error.to_string()]),
+        };
+        news.retain(|actor| !reconciler.started(actor));
+        let now = Instant::now();
+        for line in rivals.note(&changes, &news, now) {
+            tracing::warn!("{line}");
         }
+        self.warn(warnings, rivals.warnings(now));
     }
 
     /// Makes the interface and the forwarding loop anew. Sessions stay, for they are the device's.
@@ -177,12 +190,13 @@ impl Running {
         }
     }
 
-    /// Shows what the last comparison with the kernel said, and logs it when it is news.
-    fn warn(&self, warnings: Vec<String>) {
+    /// Shows what the last comparison with the kernel said, and logs it when it is news; `logged` was.
+    fn warn(&self, mut warnings: Vec<String>, logged: Vec<String>) {
         let mut shown = self.shown();
         for warning in warnings.iter().filter(|warning| !shown.warnings.contains(warning)) {
             tracing::warn!("{warning}");
         }
+        warnings.extend(logged);
         shown.warnings = warnings;
     }
 }

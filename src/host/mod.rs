@@ -15,7 +15,9 @@ mod cpu;
 mod error;
 mod journal;
 mod netlink;
+mod news;
 mod nft;
+mod rivals;
 mod snapshot;
 mod sysctl;
 mod watch;
@@ -25,6 +27,8 @@ use std::path::Path;
 
 pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
+pub use news::{Actor, News};
+pub use rivals::Rivals;
 pub use watch::Watch;
 
 use crate::config::{Config, Egress};
@@ -57,6 +61,8 @@ pub struct Reconciler {
     guarded: BTreeSet<String>,
     nft: Nft,
     seen: Option<NftSeen>,
+    /// All was in place once: what is missing was taken away.
+    settled: bool,
 }
 
 /// The state of the two nft tables at a generation of the ruleset.
@@ -79,6 +85,7 @@ impl Reconciler {
             guarded: BTreeSet::new(),
             nft: Nft::new("nft"),
             seen: None,
+            settled: false,
         })
     }
 
@@ -147,7 +154,7 @@ impl Reconciler {
     /// Brings the kernel to what `config` wants. Without guard and filter nothing else is done; any other failure leaves the
     /// rest done and is reported.
     pub async fn reconcile(&mut self, config: &Config) -> Result<Outcome, Error> {
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { changes: self.hold(config).await, ..Outcome::default() };
         if self.arm_guard(config).await? {
             outcome.changes.extend(plan::nft::guard(config).map(Change::ArmGuard));
         }
@@ -172,7 +179,38 @@ impl Reconciler {
                 break;
             }
         }
+        self.settled |= failed.is_empty();
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
+    }
+
+    /// Puts rules and tables back where all was in place once: it takes netlink a millisecond, and nft(8) many, so when both
+    /// were flushed together egress bridges are closed again sooner. What fails here is tried again, and reported, later.
+    async fn hold(&mut self, config: &Config) -> Vec<Change> {
+        if !self.settled {
+            return Vec::new();
+        }
+        let closes = |change: &Change| match change {
+            Change::AddRoute(route) | Change::ReplaceRoute(route) => route.table != TABLE_MAIN,
+            Change::AddRule(_) => true,
+            _ => false,
+        };
+        let held = async {
+            let journal = self.store.load()?;
+            let snapshot = Snapshot::read(&self.netlink).await?;
+            let (desired, _) = self.wanted(config, &snapshot);
+            let [guard, filter] = Default::default();
+            let actual = snapshot.actual(&self.netlink, &self.interface, &desired, &journal, guard, filter).await?;
+            let mut changes = diff(&desired, &actual);
+            changes.retain(closes);
+            if changes.is_empty() { Ok((Vec::new(), Vec::new())) } else { self.perform(&changes, &snapshot).await }
+        };
+        let held: Result<_, Error> = held.await;
+        held.map(|(applied, _)| applied).unwrap_or_default()
+    }
+
+    /// Whether a process is an nft(8) of this reconciler, which is not news.
+    pub fn started(&self, actor: &Actor) -> bool {
+        self.nft.started(actor.pid)
     }
 
     /// Makes these changes. Goes on past failures, but not without an nft table, and reports them all.
@@ -198,6 +236,7 @@ impl Reconciler {
     /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
     /// failures and reports them all; the journal stays until everything has succeeded.
     pub async fn teardown(&mut self, keep_guard: bool) -> Result<Vec<Change>, Error> {
+        self.settled = false;
         let damaged = self.store.load().err();
         let nothing = DesiredState { interface: self.interface.clone(), ..DesiredState::default() };
         let (mut removed, mut failed) = (Vec::new(), Vec::new());

@@ -101,11 +101,10 @@ impl Netlink {
         }
     }
 
-    /// The rules of a family in our form.
-    pub async fn rules(&self, family: Family) -> Result<Vec<Rule>, Error> {
+    /// The rules of a family.
+    pub async fn rules(&self, family: Family) -> Result<Vec<RuleMessage>, Error> {
         let version = if family == Family::V4 { IpVersion::V4 } else { IpVersion::V6 };
-        let messages = collect("ip rule show", self.handle.rule().get(version).execute()).await?;
-        Ok(messages.iter().filter_map(parse_rule).collect())
+        collect("ip rule show", self.handle.rule().get(version).execute()).await
     }
 
     /// `ip link set`
@@ -372,7 +371,21 @@ fn route_message(route: &Route, links: &Links) -> Result<RouteMessage, rtnetlink
     Ok(message)
 }
 
-fn parse_rule(message: &RuleMessage) -> Option<Rule> {
+/// The priority of a rule, and the table that it leads to; `None` for any other action.
+pub fn rule_outline(message: &RuleMessage) -> (u32, Option<u32>) {
+    let (mut priority, mut table) = (0, u32::from(message.header.table));
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    (priority, (message.header.action == RuleAction::ToTable).then_some(table))
+}
+
+/// A rule that has our form.
+pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
     let family = match message.header.family {
         AddressFamily::Inet => Family::V4,
         AddressFamily::Inet6 => Family::V6,

@@ -5,8 +5,10 @@
 //! differs (counters aside) means that somebody changed the table. Between listings the kernel's ruleset generation
 //! tells at the price of one system call pair whether anything in nft changed at all.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -20,17 +22,30 @@ use crate::plan::tables::fnv1a;
 
 /// For one run: a transaction takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Processes that are known as our own: more than a reconciliation starts.
+const REMEMBERED: usize = 64;
 
 /// The program nft(8).
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Nft {
     program: PathBuf,
+    /// The last processes that were started, newest last.
+    started: Mutex<VecDeque<u32>>,
 }
 
 impl Nft {
     /// A path, or a name to be looked up in `PATH`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into() }
+        Self { program: program.into(), started: Mutex::default() }
+    }
+
+    /// Whether this was one of the last processes that were started here.
+    pub fn started(&self, pid: u32) -> bool {
+        self.processes().contains(&pid)
+    }
+
+    fn processes(&self) -> MutexGuard<'_, VecDeque<u32>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a table in the place of one of the same name, without a moment of neither.
@@ -66,6 +81,13 @@ impl Nft {
         command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(Error::NftMissing)?;
+        {
+            let mut started = self.processes();
+            started.extend(child.id());
+            if started.len() > REMEMBERED {
+                started.pop_front();
+            }
+        }
         let finished = async {
             if let Some(mut stdin) = child.stdin.take() {
                 // A program that ends without reading says why on its standard error.

@@ -7,16 +7,22 @@ use super::journal::Journal;
 use super::netlink::{self, Address, Links, Netlink, OtherRoute};
 use super::sysctl;
 use crate::plan::{
-    ActualState, DesiredState, Family, HostFacts, Link, NftActual, PRIORITY_FROM, PRIORITY_IIF, Route, Rule, Selector,
-    Sysctl, SysctlKey, TABLE_MAIN, tables,
+    ActualState, DesiredState, Family, HostFacts, Link, NftActual, PRIORITY_FROM, Route, Rule, Selector, Sysctl,
+    SysctlKey, TABLE_MAIN, tables,
 };
 use rtnetlink::packet_route::route::RouteMessage;
+
+/// Priorities that rules of ours may have; 0 is that of `local`.
+const OURS: std::ops::RangeInclusive<u32> = 1..=PRIORITY_FROM;
 
 /// The reading.
 pub struct Snapshot {
     pub links: Links,
     addresses: Vec<Address>,
+    /// Those that have our form.
     rules: Vec<Rule>,
+    rule_before: Option<u32>,
+    without_main: Vec<Family>,
     main: Vec<RouteMessage>,
     families: Vec<Family>,
 }
@@ -25,9 +31,18 @@ impl Snapshot {
     pub async fn read(netlink: &Netlink) -> Result<Self, Error> {
         let families = if sysctl::has_ipv6() { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
         let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
-        let mut snapshot = Self { links, addresses, rules: Vec::new(), main: Vec::new(), families };
+        let (rules, main, without_main) = Default::default();
+        let mut snapshot = Self { links, addresses, rules, rule_before: None, without_main, main, families };
         for &family in &snapshot.families {
-            snapshot.rules.extend(netlink.rules(family).await?);
+            let rules = netlink.rules(family).await?;
+            snapshot.rules.extend(rules.iter().filter_map(netlink::parse_rule));
+            let outlines = || rules.iter().map(netlink::rule_outline);
+            let others = outlines().filter(|(_, table)| !table.is_some_and(tables::is_an_agents));
+            let before = others.map(|(priority, _)| priority).filter(|priority| OURS.contains(priority)).min();
+            snapshot.rule_before = [snapshot.rule_before, before].into_iter().flatten().min();
+            if !outlines().any(|(_, table)| table == Some(TABLE_MAIN)) {
+                snapshot.without_main.push(family);
+            }
             snapshot.main.extend(netlink.table(TABLE_MAIN, family).await?);
         }
         Ok(snapshot)
@@ -57,6 +72,8 @@ impl Snapshot {
         HostFacts {
             links,
             main: others.into_iter().map(|other| other.route).collect(),
+            rule_before: self.rule_before,
+            without_main: self.without_main.clone(),
             ipv6: self.families.contains(&Family::V6),
             force_forwarding: sysctl::read(&forced).ok().flatten().is_some(),
             ..HostFacts::default()
@@ -74,8 +91,7 @@ impl Snapshot {
         filter: NftActual,
     ) -> Result<ActualState, Error> {
         let tables = self.own_tables(interface, desired, journal);
-        let ours =
-            |rule: &&Rule| [PRIORITY_IIF, PRIORITY_FROM].contains(&rule.priority) && tables.contains(&rule.table);
+        let ours = |rule: &&Rule| OURS.contains(&rule.priority) && tables.contains(&rule.table);
         let rules = self.rules.iter().filter(ours).cloned().collect();
 
         let own_main = |message| netlink::own_main_route(message, &self.links, interface);

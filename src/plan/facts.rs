@@ -18,6 +18,10 @@ pub struct HostFacts {
     pub ipv6: bool,
     /// Whether `net.ipv6.conf.X.force_forwarding` exists (Linux 6.17), which forwards on one interface alone.
     pub force_forwarding: bool,
+    /// The lowest priority, 0 aside, of others' rules that come before or between those of an agent.
+    pub rule_before: Option<u32>,
+    /// Families in which no rule leads to the main table, as after `ip rule flush`.
+    pub without_main: Vec<Family>,
     /// The UDP port in use when the configuration leaves the choice to the kernel.
     pub listen_port: Option<u16>,
 }

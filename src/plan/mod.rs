@@ -22,7 +22,7 @@
 //!
 //! # What is ours
 //!
-//! Rules: priority 88 or 89 into a table of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
+//! Rules: priority 1 to 89 into a table of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
 //! [`ROUTE_PROTOCOL`] on the tunnel's device. nft: the tables [`nft::guard_name`] and [`nft::filter_name`]. Sysctls: those
 //! in the journal. Agents with other interface names can therefore share a network namespace.
 
@@ -47,8 +47,9 @@ use crate::config::Config;
 
 /// Marks our routes (`rtm_protocol`). Free in iproute2's `rt_protos`, and above 4, so that the kernel passes it through.
 pub const ROUTE_PROTOCOL: u8 = 88;
-/// Of the `iif BRIDGE` rules. Below 100: a rule that is added without a priority goes above the topmost explicit one
-/// after `local`, and other VPNs use 100 and more.
+/// Of the `iif BRIDGE` rules, unless somebody's rule comes before it. Below 100, for other VPNs use 100 and more. A rule that is
+/// added without a priority goes above the topmost one after `local` (`fib_default_rule_pref` in net/core/fib_rules.c), so
+/// above ours: then ours move above it.
 pub const PRIORITY_IIF: u32 = 88;
 /// Of the `from SUBNET` rules.
 pub const PRIORITY_FROM: u32 = 89;
@@ -77,7 +78,13 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
 
     state.tables = tables::of(config);
     state.routes = routes::routes(config, facts, &state.tables, ipv6, &mut warnings);
-    state.rules = routes::rules(config, facts, &state.tables);
+    state.rules = routes::rules(config, facts, &state.tables, &mut warnings);
+    for family in &facts.without_main {
+        let flag = if *family == Family::V6 { " -6" } else { "" };
+        warnings.push(format!(
+            "no rule leads to the main table, so this host has no routes; try: ip{flag} rule add pref 32766 lookup main"
+        ));
+    }
     let exits = nft::Exits::new(config, facts, &mut warnings);
     state.guard = nft::guard(config);
     state.filter = Some(nft::filter(config, facts, &exits));

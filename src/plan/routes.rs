@@ -32,17 +32,32 @@ pub(super) fn routes(
 }
 
 /// The rules into the bridges' tables. They name interfaces, so they need none to exist.
-pub(super) fn rules(config: &Config, facts: &HostFacts, tables: &BTreeMap<u32, String>) -> BTreeSet<Rule> {
+pub(super) fn rules(
+    config: &Config,
+    facts: &HostFacts,
+    tables: &BTreeMap<u32, String>,
+    warnings: &mut Vec<String>,
+) -> BTreeSet<Rule> {
     let mut rules = BTreeSet::new();
+    let (iif, from) = match facts.rule_before {
+        Some(other) if other >= 3 => (other - 2, other - 1),
+        Some(other) if !tables.is_empty() => {
+            warnings.push(format!(
+                "a rule of priority {other} leaves no room for ours before it; give it a higher number than {PRIORITY_FROM}"
+            ));
+            (PRIORITY_IIF, PRIORITY_FROM)
+        }
+        _ => (PRIORITY_IIF, PRIORITY_FROM),
+    };
     for (&table, name) in tables {
         for family in families(facts) {
-            rules.insert(Rule { priority: PRIORITY_IIF, family, selector: Selector::Iif(name.clone()), table });
+            rules.insert(Rule { priority: iif, family, selector: Selector::Iif(name.clone()), table });
         }
         let subnets =
             config.host.bridges.iter().filter(|bridge| bridge.name == *name).flat_map(|bridge| &bridge.subnets);
         for net in subnets.filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
             let selector = Selector::From(net.trunc());
-            rules.insert(Rule { priority: PRIORITY_FROM, family: Family::of(net), selector, table });
+            rules.insert(Rule { priority: from, family: Family::of(net), selector, table });
         }
     }
     rules

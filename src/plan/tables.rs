@@ -17,6 +17,11 @@ pub fn number(interface: &str, bridge: &str) -> u32 {
     FIRST + u32::try_from(hash % u64::from(COUNT)).unwrap_or_default()
 }
 
+/// Whether a number may be that of an agent's table.
+pub fn is_an_agents(table: u32) -> bool {
+    (FIRST..FIRST + COUNT).contains(&table)
+}
+
 /// The tables of a configuration: number to bridge.
 pub fn of(config: &Config) -> BTreeMap<u32, String> {
     let bridges = config.host.bridges.iter().filter(|bridge| bridge.egress != Egress::Direct);
