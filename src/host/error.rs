@@ -50,6 +50,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The guard that is kept for a boot without a configuration could not be read or written.
+    #[error("kept guard {path}: {why}", path = path.display())]
+    KeptGuard {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The state folder is that of an agent with another interface.
     #[error("journal {path}: the state folder belongs to interface {owner}, not {interface}", path = path.display())]
     JournalForeign {
@@ -91,6 +99,13 @@ impl Error {
             Self::JournalDamaged { .. } => {
                 Some("compare sysctl -a with /etc/sysctl.d, then start again to go on without it")
             }
+            Self::Journal { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("make room on the disk of --state-dir"),
+                io::ErrorKind::ReadOnlyFilesystem => Some("mount the disk of --state-dir for writing, or choose another"),
+                io::ErrorKind::PermissionDenied => Some("the same as root"),
+                io::ErrorKind::InvalidData => Some("meshd up or meshd down moves it aside and goes on without it"),
+                _ => None,
+            },
             Self::Guard(error) => error.remedy(),
             Self::Incomplete { failed, .. } => failed.iter().find_map(|failure| failure.error.remedy()),
             Self::Netlink { source, .. } | Self::Sysctl { source, .. }

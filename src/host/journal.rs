@@ -1,17 +1,17 @@
 //! The journal: what must be known to undo our work after a crash, on disk before the work is done.
 //!
-//! One small JSON file, replaced whole: written under another name, synced, renamed, and its folder synced. A crash leaves the old
-//! one or the new one. Values of sysctls hold for one boot and one life of an interface, so each names its interface's
-//! number, and a journal of an earlier boot is read without them.
+//! One small JSON file, replaced whole ([`files`]). Values of sysctls hold for one boot and one life of an interface, so each
+//! names its interface's number, and a journal of an earlier boot is read without them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::files::{self, Unusable};
 use crate::plan::SysctlKey;
 use crate::plan::tables::fnv1a;
 
@@ -83,9 +83,7 @@ impl Store {
 
     /// The interface of the agent that a state folder belongs to, when its journal says so.
     pub fn owner(state_dir: &Path) -> Option<String> {
-        let store = Self::new(state_dir, "");
-        let text = store.text().ok()??;
-        match parse(&text, "") {
+        match Self::new(state_dir, "").read() {
             Err(Unfit::Foreign(interface)) => Some(interface),
             _ => None,
         }
@@ -96,11 +94,11 @@ impl Store {
         if let Some(journal) = &self.known {
             return Ok(journal.clone());
         }
-        let Some(text) = self.text()? else { return Ok(self.empty()) };
-        let journal = parse(&text, &self.interface).map_err(|unfit| match unfit {
+        let read = self.read().map_err(|unfit| match unfit {
             Unfit::Damaged(why) => self.set_aside(why),
-            Unfit::Foreign(owner) => self.foreign(owner),
+            other => self.unfit(other),
         })?;
+        let Some(journal) = read else { return Ok(self.empty()) };
         (self.known, self.written) = (Some(journal.clone()), true);
         Ok(journal)
     }
@@ -110,11 +108,8 @@ impl Store {
         if let Some(journal) = &self.known {
             return Ok(journal.clone());
         }
-        let Some(text) = self.text()? else { return Ok(self.empty()) };
-        parse(&text, &self.interface).map_err(|unfit| match unfit {
-            Unfit::Damaged(why) => self.failed(io::Error::new(io::ErrorKind::InvalidData, format!("damaged: {why}"))),
-            Unfit::Foreign(owner) => self.foreign(owner),
-        })
+        let read = self.read().map_err(|unfit| self.unfit(unfit))?;
+        Ok(read.unwrap_or_else(|| self.empty()))
     }
 
     /// Makes `journal` what the file holds. Nothing is written when it already is; what could not be written is known all the
@@ -127,7 +122,7 @@ impl Store {
         let sealed = Sealed { checksum: checksum(journal), journal: journal.clone() };
         let mut text = serde_json::to_vec_pretty(&sealed).map_err(|error| self.failed(error.into()))?;
         text.push(b'\n');
-        replace(&self.path, &text).map_err(|source| self.failed(source))?;
+        files::replace(&self.path, &text).map_err(|source| self.failed(source))?;
         self.written = true;
         Ok(())
     }
@@ -135,19 +130,15 @@ impl Store {
     /// Forgets all; there is nothing left to undo.
     pub fn remove(&mut self) -> Result<(), Error> {
         (self.known, self.written) = (None, false);
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(error)),
-            Ok(()) => sync_folder(&self.path).map_err(|source| self.failed(source)),
-            Err(_) => Ok(()),
-        }
+        files::remove(&self.path).map_err(|source| self.failed(source))
     }
 
-    fn text(&self) -> Result<Option<Vec<u8>>, Error> {
-        match fs::read(&self.path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(self.failed(source)),
-        }
+    fn read(&self) -> Result<Option<Journal>, Unfit> {
+        let text = files::read(&self.path).map_err(|unusable| match unusable {
+            Unusable::NotOurs(why) => Unfit::Damaged(why),
+            Unusable::Io(error) => Unfit::Unreadable(error),
+        })?;
+        text.map(|text| parse(&text, &self.interface)).transpose()
     }
 
     fn empty(&self) -> Journal {
@@ -155,28 +146,42 @@ impl Store {
         Journal { version: VERSION, boot_id, interface, ..Journal::default() }
     }
 
-    fn foreign(&self, owner: String) -> Error {
-        Error::JournalForeign { path: self.path.clone(), owner, interface: self.interface.clone() }
+    fn unfit(&self, unfit: Unfit) -> Error {
+        match unfit {
+            Unfit::Damaged(why) => self.failed(io::Error::new(io::ErrorKind::InvalidData, format!("damaged: {why}"))),
+            Unfit::Unreadable(source) => self.failed(source),
+            Unfit::Foreign(owner) => {
+                Error::JournalForeign { path: self.path.clone(), owner, interface: self.interface.clone() }
+            }
+        }
     }
 
     fn failed(&self, source: io::Error) -> Error {
         Error::Journal { path: self.path.clone(), source }
     }
 
-    /// Keeps the damaged file under a name that is free, whatever happened before.
     fn set_aside(&self, why: String) -> Error {
-        let name = |number: u32| self.path.with_extension(format!("json.damaged-{number}"));
-        let backup = (1..=u32::MAX).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0));
-        match fs::rename(&self.path, &backup) {
-            Ok(()) => Error::JournalDamaged { path: self.path.clone(), backup, why },
-            Err(source) => self.failed(source),
+        match files::set_aside(&self.path) {
+            Ok(backup) => Error::JournalDamaged { path: self.path.clone(), backup, why },
+            Err(error) => {
+                self.failed(io::Error::new(error.kind(), format!("damaged: {why}; cannot be set aside: {error}")))
+            }
         }
+    }
+}
+
+impl Journal {
+    /// Whether there is nothing to undo.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.sysctls.is_empty() && self.nft.is_empty()
     }
 }
 
 /// Why a journal is not to be used.
 enum Unfit {
     Damaged(String),
+    /// The kernel says no.
+    Unreadable(io::Error),
     /// It belongs to the agent of this other interface.
     Foreign(String),
 }
@@ -207,23 +212,6 @@ fn parse(text: &[u8], interface: &str) -> Result<Journal, Unfit> {
 
 fn checksum(journal: &Journal) -> String {
     format!("{:016x}", fnv1a(serde_json::to_string(journal).unwrap_or_default().as_bytes()))
-}
-
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    sync_folder(path)
-}
-
-/// A rename is durable only when its folder is.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 fn boot_id() -> String {

@@ -13,7 +13,10 @@
 
 mod cpu;
 mod error;
+mod files;
+mod guard;
 mod journal;
+mod kept;
 mod netlink;
 mod news;
 mod nft;
@@ -22,20 +25,22 @@ mod snapshot;
 mod sysctl;
 mod watch;
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
 pub use news::{Actor, News};
 pub use rivals::Rivals;
+pub use guard::{GuardState, KeptGuard};
 pub use watch::Watch;
 
-use crate::config::{Config, Egress};
+use crate::config::Config;
 use crate::plan::{
     self, ActualState, Change, DesiredState, HostFacts, NftActual, NftTable, SysctlKey, TABLE_MAIN, desired, diff,
 };
 use journal::{Fingerprints, Journal, Original, Store};
+use kept::Keeper;
 use netlink::Netlink;
 use nft::Nft;
 use snapshot::Snapshot;
@@ -56,7 +61,9 @@ pub struct Outcome {
 pub struct Reconciler {
     interface: String,
     netlink: Netlink,
+    state_dir: PathBuf,
     store: Store,
+    keeper: Keeper,
     listen_port: Option<u16>,
     guarded: BTreeSet<String>,
     nft: Nft,
@@ -80,7 +87,9 @@ impl Reconciler {
         Ok(Self {
             interface: interface.to_owned(),
             netlink: Netlink::open()?,
+            state_dir: state_dir.to_owned(),
             store: Store::new(state_dir, interface),
+            keeper: Keeper::new(state_dir, interface),
             listen_port: None,
             guarded: BTreeSet::new(),
             nft: Nft::new("nft"),
@@ -126,31 +135,6 @@ impl Reconciler {
         Ok(Outcome { changes: diff(&desired, &actual), warnings })
     }
 
-    /// Arms the nft guard alone. True when it was not armed as configured before. A damaged journal is reported, but the guard
-    /// is armed all the same.
-    pub async fn arm_guard(&mut self, config: &Config) -> Result<bool, Error> {
-        let journal = self.store.load();
-        let guarded = config.host.bridges.iter().filter(|bridge| bridge.egress != Egress::Direct);
-        self.guarded = guarded.map(|bridge| bridge.name.clone()).collect();
-        let Some(guard) = plan::nft::guard(config) else { return journal.map(|_| false) };
-        let known = journal.as_ref().ok().cloned().unwrap_or_default();
-        let unguarded = |error| Error::Guard(Box::new(error));
-        let actual = self.nft_tables(&known).await.map_err(unguarded)?.guard;
-        let differs = actual != NftActual::Intact(guard.fingerprint());
-        if !differs {
-            return journal.map(|_| false);
-        }
-        self.seen = None;
-        let fingerprints = put(&self.nft, &guard).await.map_err(unguarded)?;
-        let mut journal = journal?;
-        journal.nft.insert(guard.name, fingerprints);
-        // The guard stands, whatever the disk says; what follows will want to write too, and fail.
-        if let Err(error) = self.store.save(&journal) {
-            tracing::debug!(%error, "the guard's fingerprint is not on disk");
-        }
-        Ok(true)
-    }
-
     /// Brings the kernel to what `config` wants. Without guard and filter nothing else is done; any other failure leaves the
     /// rest done and is reported.
     pub async fn reconcile(&mut self, config: &Config) -> Result<Outcome, Error> {
@@ -180,6 +164,9 @@ impl Reconciler {
             }
         }
         self.settled |= failed.is_empty();
+        if let Err(error) = self.keep_guard(config) {
+            outcome.warnings.push(format!("{error}; a boot at which the configuration cannot be read has no guard"));
+        }
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
     }
 
@@ -220,19 +207,6 @@ impl Reconciler {
         if failed.is_empty() { Ok(applied) } else { Err(Error::Incomplete { applied, failed }) }
     }
 
-    /// Whether any guard stands, be it of a process that is gone or of another configuration.
-    pub async fn guard_stands(&mut self) -> Result<bool, Error> {
-        let journal = self.store.peek().unwrap_or_default();
-        Ok(self.nft_tables(&journal).await?.guard != NftActual::Absent)
-    }
-
-    /// Whether the guard holds this bridge at this moment, as it was last configured.
-    pub async fn guard_armed(&mut self, bridge: &str) -> bool {
-        let journal = self.store.peek().unwrap_or_default();
-        self.guarded.contains(bridge)
-            && self.nft_tables(&journal).await.is_ok_and(|seen| matches!(seen.guard, NftActual::Intact(_)))
-    }
-
     /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
     /// failures and reports them all; the journal stays until everything has succeeded.
     pub async fn teardown(&mut self, keep_guard: bool) -> Result<Vec<Change>, Error> {
@@ -270,7 +244,13 @@ impl Reconciler {
         if !failed.is_empty() {
             return Err(Error::Incomplete { applied: removed, failed });
         }
-        self.store.remove()?;
+        let mut journal = self.store.load()?;
+        journal.nft.retain(|name, _| keep_guard && *name == plan::nft::guard_name(&self.interface));
+        let left = Journal { tables: BTreeSet::new(), sysctls: BTreeMap::new(), ..journal };
+        // Without room for the guard's fingerprint, the next start puts another in its place.
+        if left.is_empty() || self.store.save(&left).is_err() {
+            self.store.remove()?;
+        }
         Ok(removed)
     }
 
