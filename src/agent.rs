@@ -13,6 +13,7 @@ mod answer;
 mod detach;
 mod egress;
 mod endpoints;
+pub mod guard;
 mod mail;
 mod measure;
 mod running;
@@ -58,7 +59,7 @@ pub struct UpOptions {
 pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
     if options.detach {
         require_privilege("up")?;
-        drop(take_run_dir(&dirs.run)?);
+        drop(take_run_dir(&dirs.run).map_err(|error| Failure::new(1, format!("up: {error}")))?);
         for warning in detach::start(dirs)? {
             eprintln!("meshd: warning: {warning}");
         }
@@ -73,7 +74,7 @@ pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
 
 fn run_here(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
     require_privilege("up")?;
-    let lock = take_run_dir(&dirs.run)?;
+    let lock = take_run_dir(&dirs.run).map_err(|error| Failure::new(1, format!("up: {error}")))?;
     start_logging();
     let runtime = runtime()?;
     let result = runtime.block_on(supervise(dirs, &lock, ready_on_stdout));
@@ -159,7 +160,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
     Ok(())
 }
 
-/// Builds a running agent; when a step fails, what was done before it is undone.
+/// Builds a running agent; when a step fails, what was done before it is undone, but for the guard.
 async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result<Running, Failure> {
     let interface = &config.host.interface;
     refuse_foreign_interface("up", interface)?;
@@ -170,8 +171,6 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         remedy: Some("choose a free listen_port in meshd.toml, or find who has it with: ss -lunp".into()),
     })?;
     let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
-    // After a crash the guard stands already, and must go on standing whatever becomes of this start.
-    let guarded = reconciler.guard_stands().await.map_err(|error| failure("up", &error))?;
     reconciler.set_listen_port(udp[0].port());
     let built = tokio::select! {
         built = build(&mut reconciler, config, udp) => built,
@@ -179,9 +178,13 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     };
     let (device, dataplane, endpoints, outcome) = match built {
         Ok(built) => built,
-        Err(failure) => {
-            if let Err(error) = reconciler.teardown(guarded).await {
+        Err(mut failure) => {
+            // Not the guard: what was to leave through the tunnel must not leave beside it because there is none.
+            if let Err(error) = reconciler.teardown(true).await {
                 tracing::error!(%error, "what was begun could not be undone; `meshd down` tries again");
+            }
+            if reconciler.guard_stands().await.unwrap_or_default() {
+                failure.errors.push("up: the guard stays armed: egress bridges are closed until `meshd down`".into());
             }
             return Err(failure);
         }
@@ -306,16 +309,15 @@ fn require_privilege(what: &str) -> Result<(), Failure> {
 }
 
 /// The run directory for this process alone. An agent that was just killed needs a moment to leave it.
-fn take_run_dir(run_dir: &Path) -> Result<RunLock, Failure> {
+fn take_run_dir(run_dir: &Path) -> Result<RunLock, LockError> {
     let dying = || {
         let silent = Client::connect(run_dir).is_err();
         silent && control::running(run_dir).is_none_or(|agent| agent.wait(control::DEATH_LIMIT))
     };
-    let lock = match control::lock(run_dir) {
+    match control::lock(run_dir) {
         Err(LockError::AlreadyRunning { .. }) if dying() => control::lock(run_dir),
         other => other,
-    };
-    lock.map_err(|error| Failure::new(1, format!("up: {error}")))
+    }
 }
 
 fn offloads() -> Result<Offloads, Failure> {

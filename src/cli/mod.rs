@@ -7,6 +7,7 @@ mod ask;
 mod bench;
 mod complete;
 mod down;
+mod guard;
 mod init;
 mod keys;
 mod man;
@@ -63,6 +64,8 @@ enum Command {
     Status(status::Args),
     /// Show what would change on this host; change nothing
     Plan(plan::Args),
+    /// Close egress bridges before the agent runs
+    Guard(guard::Args),
     /// Measure throughput and latency to another agent
     Bench(bench::Args),
     /// Add, list, show and remove peers
@@ -104,6 +107,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reload(args) => reload::run(args, dirs),
         Command::Status(args) => status::run(args, dirs),
         Command::Plan(args) => plan::run(args, dirs),
+        Command::Guard(args) => guard::run(args, dirs),
         Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
         Command::Genkey(args) => keys::genkey(args),

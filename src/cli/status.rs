@@ -161,6 +161,7 @@ fn bridges(status: &Status, colour: bool) -> String {
             Guard::Armed => Cell::coloured("armed", Colour::Green),
             Guard::Off if bridge.egress == "direct" => Cell::new("off"),
             Guard::Off => Cell::coloured("off", Colour::Red),
+            Guard::Altered => Cell::coloured("altered", Colour::Red),
         };
         table.row(vec![Cell::new(&bridge.name), Cell::new(&bridge.egress), guard, Cell::new(&listed(&bridge.subnets))]);
     }

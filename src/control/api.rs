@@ -123,6 +123,26 @@ pub struct BridgeStatus {
 pub enum Guard {
     Armed,
     Off,
+    /// Not as configured; only `meshd guard status` says so.
+    Altered,
+}
+
+/// `meshd guard status --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// The tunnel's interface.
+    pub interface: String,
+    /// Those whose egress is not `direct`.
+    pub bridges: Vec<GuardedBridge>,
+}
+
+/// A bridge of [`GuardStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "as in BridgeStatus")]
+pub struct GuardedBridge {
+    pub name: String,
+    pub egress: String,
+    pub guard: Guard,
 }
 
 /// The answer to a reload.

@@ -171,6 +171,14 @@ impl Store {
 }
 
 impl Journal {
+    /// What there is to know when all has been undone but for this nft table.
+    pub fn reduced_to(mut self, table: Option<&str>) -> Self {
+        self.tables.clear();
+        self.sysctls.clear();
+        self.nft.retain(|name, _| Some(name.as_str()) == table);
+        self
+    }
+
     /// Whether there is nothing to undo.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.sysctls.is_empty() && self.nft.is_empty()

@@ -25,7 +25,7 @@ mod snapshot;
 mod sysctl;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub use cpu::CpuUsage;
@@ -244,9 +244,8 @@ impl Reconciler {
         if !failed.is_empty() {
             return Err(Error::Incomplete { applied: removed, failed });
         }
-        let mut journal = self.store.load()?;
-        journal.nft.retain(|name, _| keep_guard && *name == plan::nft::guard_name(&self.interface));
-        let left = Journal { tables: BTreeSet::new(), sysctls: BTreeMap::new(), ..journal };
+        let guard = keep_guard.then(|| plan::nft::guard_name(&self.interface));
+        let left = self.store.load()?.reduced_to(guard.as_deref());
         // Without room for the guard's fingerprint, the next start puts another in its place.
         if left.is_empty() || self.store.save(&left).is_err() {
             self.store.remove()?;

@@ -39,6 +39,11 @@ pub fn guard(config: &Config) -> Option<NftTable> {
     Some(table.finish())
 }
 
+/// Whether this guard, of whatever configuration, speaks of what comes from a bridge.
+pub fn holds(guard: &NftTable, bridge: &str) -> bool {
+    guard.text.contains(&format!("iifname \"{bridge}\" "))
+}
+
 /// Where packets of one egress bridge may be forwarded.
 fn guarded_bridge(config: &Config, bridge: &Bridge) -> Vec<String> {
     let interface = &config.host.interface;

@@ -20,7 +20,7 @@ mod publish;
 mod text;
 
 pub use exits::Exits;
-pub use guard::guard;
+pub use guard::{guard, holds};
 
 pub(super) use exits::outside;
 
