@@ -100,8 +100,12 @@ impl Error {
                 Some("compare sysctl -a with /etc/sysctl.d, then start again to go on without it")
             }
             Self::Journal { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("make room on the disk of --state-dir"),
-                io::ErrorKind::ReadOnlyFilesystem => Some("mount the disk of --state-dir for writing, or choose another"),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Some("make room on the disk of --state-dir")
+                }
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    Some("mount the disk of --state-dir for writing, or choose another")
+                }
                 io::ErrorKind::PermissionDenied => Some("the same as root"),
                 io::ErrorKind::InvalidData => Some("meshd up or meshd down moves it aside and goes on without it"),
                 _ => None,

@@ -79,7 +79,11 @@ impl Reconciler {
             self.nft.remove(&name).await?;
         }
         journal.nft.remove(&name);
-        if journal.is_empty() { self.store.remove()? } else { self.store.save(&journal)? }
+        if journal.is_empty() {
+            self.store.remove()?
+        } else {
+            self.store.save(&journal)?
+        }
         Ok(stood)
     }
 

@@ -30,9 +30,9 @@ use std::path::{Path, PathBuf};
 
 pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
+pub use guard::{GuardState, KeptGuard};
 pub use news::{Actor, News};
 pub use rivals::Rivals;
-pub use guard::{GuardState, KeptGuard};
 pub use watch::Watch;
 
 use crate::config::Config;

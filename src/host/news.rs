@@ -71,7 +71,7 @@ impl News {
         }
     }
 
-    fn add(&mut self, kind: &'static str, name: Option<&str>, pid: u32) {
+    pub(super) fn add(&mut self, kind: &'static str, name: Option<&str>, pid: u32) {
         /// Of one kind between two reports; more names help nobody.
         const MOST: usize = 8;
         let actors = self.by.entry(kind).or_default();
