@@ -103,7 +103,7 @@ pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
 /// What could not be removed.
 pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
     require_privilege("down")?;
-    let _lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
+    let _lock = take_run_dir(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
     runtime()?.block_on(async {
         // The journal knows better than files that may have changed since.
         let configured = || store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
@@ -308,15 +308,23 @@ fn require_privilege(what: &str) -> Result<(), Failure> {
     Err(Failure::new(4, format!("{what}: not permitted: needs CAP_NET_ADMIN")).try_this(format!("sudo meshd {what}")))
 }
 
-/// The run directory for this process alone. An agent that was just killed needs a moment to leave it.
+/// The run directory for this process alone. An agent that was just killed needs a moment to leave it, and so does an nft(8)
+/// that it was about to start.
 fn take_run_dir(run_dir: &Path) -> Result<RunLock, LockError> {
     let dying = || {
+        // Threads that are about to end hold the socket, and so does that nft: one that takes connections need not live.
         let silent = Client::connect(run_dir).is_err();
-        silent && control::running(run_dir).is_none_or(|agent| agent.wait(control::DEATH_LIMIT))
+        let patience = if silent { control::DEATH_LIMIT } else { Duration::from_millis(200) };
+        control::running(run_dir).is_none_or(|agent| agent.wait(patience))
     };
-    match control::lock(run_dir) {
-        Err(LockError::AlreadyRunning { .. }) if dying() => control::lock(run_dir),
-        other => other,
+    let deadline = Instant::now() + control::DEATH_LIMIT;
+    loop {
+        match control::lock(run_dir) {
+            Err(LockError::AlreadyRunning { .. }) if dying() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
     }
 }
 

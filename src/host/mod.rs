@@ -319,7 +319,9 @@ impl Reconciler {
                 }
             }
         }
-        if let Err(error) = self.store.save(&journal) {
+        // On a full disk a removal stays recorded, and is done once more at worst.
+        let saved = self.store.save(&journal);
+        if let (Err(error), true) = (saved, changes.iter().any(|change| change.action() == "add")) {
             failed.push(Failure::new("write the journal", error));
         }
         Ok((applied, failed))

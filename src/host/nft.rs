@@ -80,6 +80,7 @@ impl Nft {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        end_with_us(&mut command);
         let mut child = command.spawn().map_err(Error::NftMissing)?;
         {
             let mut started = self.processes();
@@ -104,6 +105,24 @@ impl Nft {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         Err(Error::Nft(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
+    }
+}
+
+/// An nft that outlives an agent that was killed would put a table back that the next `meshd down` has removed.
+fn end_with_us(command: &mut Command) {
+    let us = std::process::id();
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which take no lock and allocate nothing.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // Dead before the kernel was told to watch.
+            if libc::getppid().cast_unsigned() != us {
+                return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        });
     }
 }
 
