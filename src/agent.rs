@@ -14,6 +14,7 @@ mod detach;
 mod egress;
 mod endpoints;
 pub mod guard;
+mod leaks;
 mod mail;
 mod measure;
 mod running;
@@ -37,6 +38,7 @@ use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
 use endpoints::Endpoints;
+pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
 use running::{Changing, Running, Shown};
 
@@ -257,15 +259,15 @@ struct Stop(Signal, Signal);
 
 impl Events {
     fn new() -> io::Result<Self> {
-        Ok(Self {
-            stop: Stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?),
-            hangup: signal(SignalKind::hangup())?,
-            kernel: Watch::new()?,
-        })
+        Ok(Self { stop: Stop::new()?, hangup: signal(SignalKind::hangup())?, kernel: Watch::new()? })
     }
 }
 
 impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
     async fn asked(&mut self) {
         tokio::select! {
             _ = self.0.recv() => {}
@@ -297,15 +299,22 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Routes, nft and the TUN device need CAP_NET_ADMIN; better said at once than by whichever of them fails first.
 fn require_privilege(what: &str) -> Result<(), Failure> {
-    const CAP_NET_ADMIN: u32 = 12;
+    require_capabilities(what, &[(12, "CAP_NET_ADMIN")])
+}
+
+/// Refuses the command `what` without these capabilities, each by its number and name.
+fn require_capabilities(what: &str, needed: &[(u32, &str)]) -> Result<(), Failure> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     // Where it cannot be told, the kernel's own answer has to do.
-    if capabilities.is_none_or(|bits| bits >> CAP_NET_ADMIN & 1 == 1) {
+    let Some(bits) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else { return Ok(()) };
+    let missing: Vec<&str> =
+        needed.iter().filter(|(number, _)| bits >> number & 1 == 0).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    Err(Failure::new(4, format!("{what}: not permitted: needs CAP_NET_ADMIN")).try_this(format!("sudo meshd {what}")))
+    let why = format!("{what}: not permitted: needs {}", missing.join(", "));
+    Err(Failure::new(4, why).try_this(format!("sudo meshd {what}")))
 }
 
 /// The run directory for this process alone. An agent that was just killed needs a moment to leave it.

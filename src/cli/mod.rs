@@ -10,6 +10,7 @@ mod down;
 mod guard;
 mod init;
 mod keys;
+mod leaktest;
 mod man;
 mod page;
 mod peer;
@@ -41,7 +42,8 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused; 5 nothing
+could be proved (leaktest).
 
 Examples:
   meshd init --bridge br0=10.89.2.0/24    write a first configuration
@@ -66,6 +68,8 @@ enum Command {
     Plan(plan::Args),
     /// Close egress bridges before the agent runs
     Guard(guard::Args),
+    /// Prove that each egress bridge leaves only through its exit
+    Leaktest(leaktest::Args),
     /// Measure throughput and latency to another agent
     Bench(bench::Args),
     /// Add, list, show and remove peers
@@ -108,6 +112,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, dirs),
         Command::Plan(args) => plan::run(args, dirs),
         Command::Guard(args) => guard::run(args, dirs),
+        Command::Leaktest(args) => leaktest::run(args, dirs),
         Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
         Command::Genkey(args) => keys::genkey(args),

@@ -11,6 +11,8 @@
 //! Create it on the thread, and in the network namespace, where it is used, inside a tokio runtime with I/O enabled. The
 //! tunnel's device itself is the dataplane's: it comes and goes with the process.
 
+mod capture;
+mod container;
 mod cpu;
 mod error;
 mod files;
@@ -20,19 +22,25 @@ mod kept;
 mod netlink;
 mod news;
 mod nft;
+mod packet_socket;
 mod rivals;
 mod snapshot;
+mod surroundings;
 mod sysctl;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub use capture::Capture;
+pub use container::{Container, Namespace};
 pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
 pub use guard::{GuardState, KeptGuard};
 pub use news::{Actor, News};
+pub use packet_socket::{PacketSocket, Received};
 pub use rivals::Rivals;
+pub use surroundings::{Interface, Surroundings};
 pub use watch::Watch;
 
 use crate::config::Config;

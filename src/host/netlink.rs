@@ -71,6 +71,11 @@ impl Netlink {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
+    /// For requests that no plan makes.
+    pub fn handle(&self) -> &rtnetlink::Handle {
+        &self.handle
+    }
+
     /// All links.
     pub async fn links(&self) -> Result<Links, Error> {
         let messages = collect("ip link show", self.handle.link().get().execute()).await?;
