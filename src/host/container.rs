@@ -91,10 +91,12 @@ impl Container {
         let failed = |what: &'static str| move |source| Error::Netlink { what: what.to_owned(), source };
         let namespace = Namespace::new().map_err(failed("network namespace"))?;
         let netlink = Netlink::open()?;
-        let [a, b, c, d, e, f, g, h] = random_bytes().map_err(failed("random numbers"))?;
-        let name = format!("{PREFIX}{:08x}", u32::from_be_bytes([a, b, c, d]));
+        let random: [u8; 4] = random_bytes().map_err(failed("random numbers"))?;
+        let name = format!("{PREFIX}{:08x}", u32::from_be_bytes(random));
         // Both are locally administered; the first is as high as one gets.
-        let (outside, mac) = ([0xfe, 0xff, e, f, g, h], [0x02, 0x4d, e, f, g, h]);
+        let [mut outside, mut mac] = [[0xfe, 0xff, 0, 0, 0, 0], [0x02, 0x4d, 0, 0, 0, 0]];
+        outside[2..].copy_from_slice(&random);
+        mac[2..].copy_from_slice(&random);
 
         let mut inside = end(INSIDE, mac, bridge.mtu);
         inside.attributes.push(LinkAttribute::NetNsFd(namespace.0.as_raw_fd()));

@@ -1,7 +1,7 @@
 //! Proving that an egress bridge leaves only by its exit. Pure: packets as bytes in, a verdict out.
 //!
 //! 1. A [`Run`] has a tag of its own, which every packet that it sends bears as text.
-//! 2. [`probes`] writes what a container might send astray from each [`Leg`]: an unused address on a bridge.
+//! 2. [`probes()`] writes what a container might send astray from each [`Leg`]: an unused address on a bridge.
 //! 3. A [`Recogniser`] looks at what leaves this host beside the tunnel: by its tag, and also as rewritten by a NAT, taken up by
 //!    a proxy, or asked for by ARP, it knows a probe again.
 //! 4. Marked frames that the host itself sends out of each watched interface (*controls*) show that they would be seen.

@@ -202,8 +202,12 @@ impl Writer<'_> {
         match target.effort {
             Effort::Full => {
                 self.each_protocol(target);
-                [80, 443, 853, 53].into_iter().for_each(|port| self.tcp(target, Some(port)));
-                [123, 443, 3478].into_iter().for_each(|port| self.udp(target, Some(port)));
+                for port in [80, 443, 853, 53] {
+                    self.tcp(target, Some(port));
+                }
+                for port in [123, 443, 3478] {
+                    self.udp(target, Some(port));
+                }
                 self.add(target, "udp in fragments", |way, port, marker| {
                     way.fragments(port, (port, port), marker).into()
                 });
@@ -215,7 +219,9 @@ impl Writer<'_> {
             Effort::Echo => self.echo(target),
             Effort::Answer => {
                 self.echo(target);
-                [80, 443].into_iter().for_each(|port| self.tcp(target, Some(port)));
+                for port in [80, 443] {
+                    self.tcp(target, Some(port));
+                }
                 self.dns(target);
             }
         }

@@ -63,7 +63,7 @@ impl Recogniser {
     pub fn look(&self, ethertype: u16, packet: &[u8]) -> Option<Seen> {
         match self.run.find(packet) {
             Some(Marked::Control(control)) => return Some(Seen::Control(control)),
-            Some(Marked::Probe(number)) => return self.probe(number, "marker"),
+            Some(Marked::Probe(number)) => return Some(self.probe(number, "marker")),
             None => {}
         }
         if let Some(neighbour) = Neighbour::parse_body(ethertype, packet, [0; 6]) {
@@ -71,7 +71,7 @@ impl Recogniser {
                 return Some(Seen::Probe { leg, number: None, by: "source" });
             }
             let asked = self.unused.get(&neighbour.target).filter(|_| !neighbour.answer);
-            return asked.and_then(|&number| self.probe(number, "neighbour"));
+            return asked.map(|&number| self.probe(number, "neighbour"));
         }
         let (protocol, way, rest) = transport(packet)?;
         if let Some(&leg) = self.legs.get(&way.source) {
@@ -79,7 +79,7 @@ impl Recogniser {
         }
         let (_, destination) = ports(rest).filter(|_| matches!(protocol, TCP | UDP))?;
         let number = self.ports.get(&(protocol, way.destination, destination))?;
-        self.probe(*number, "destination")
+        Some(self.probe(*number, "destination"))
     }
 
     /// Looks at what comes to the leg: the number of the probe that it answers, when that proves something.
@@ -90,18 +90,17 @@ impl Recogniser {
             _ => None,
         };
         let number = match (protocol, rest.first()?) {
-            (ICMP, 0) | (ICMPV6, 129) => marked()?,
+            (ICMP, 0) | (ICMPV6, 129) | (UDP, _) => marked()?,
             (TCP, _) => *self.replies.get(&(way.source, ports(rest)?.1))?,
-            (UDP, _) => marked()?,
             _ => return None,
         };
         self.answerable.contains(&number).then_some(number)
     }
 
-    fn probe(&self, number: u16, by: &'static str) -> Option<Seen> {
+    fn probe(&self, number: u16, by: &'static str) -> Seen {
         // The tag is this run's, so a number that is not can only be damage; it is a probe all the same.
         let leg = self.numbers.get(usize::from(number)).copied();
-        Some(Seen::Probe { leg: leg.unwrap_or(0), number: leg.map(|_| number), by })
+        Seen::Probe { leg: leg.unwrap_or(0), number: leg.map(|_| number), by }
     }
 }
 
