@@ -165,7 +165,8 @@ impl Test<'_> {
         let endpoints = endpoints(self.config, status);
         let mut all: Vec<Probe> = Vec::new();
         for (number, leg) in self.legs.iter().enumerate() {
-            let targets = targets(self.config, &facts, &self.run, leg, &endpoints, &self.options.to);
+            let targets =
+                targets(self.config, &facts, &self.run, leg, &surroundings.neighbours, &endpoints, &self.options.to);
             all.extend(probes(&self.run, number, leg, &targets, all.len()));
         }
         let recogniser = Recogniser::new(self.run, &self.legs, &all);

@@ -1,10 +1,13 @@
 //! All interfaces of this host with what a capture needs to know of them, and their addresses.
 
+use std::net::IpAddr;
+
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 
 use super::Error;
 use super::netlink::Netlink;
@@ -17,6 +20,8 @@ pub struct Surroundings {
     pub interfaces: Vec<Interface>,
     /// Of which number.
     pub addresses: Vec<(u32, IpNet)>,
+    /// Addresses of this host and of those that it has talked to on its links.
+    pub neighbours: Vec<IpAddr>,
 }
 
 /// A network interface.
@@ -50,8 +55,12 @@ impl Surroundings {
         let messages: Result<Vec<LinkMessage>, _> = netlink.handle().link().get().execute().try_collect().await;
         let messages = messages.map_err(|error| Error::netlink("ip link show", error))?;
         let addresses = netlink.addresses().await?;
+        let known: Result<Vec<NeighbourMessage>, _> = netlink.handle().neighbours().get().execute().try_collect().await;
+        let known = known.map_err(|error| Error::netlink("ip neigh show", error))?;
+        let own = addresses.iter().map(|address| address.net.addr());
         Ok(Self {
             interfaces: messages.iter().map(interface).collect(),
+            neighbours: known.iter().flat_map(|message| &message.attributes).filter_map(neighbour).chain(own).collect(),
             addresses: addresses.into_iter().map(|address| (address.index, address.net)).collect(),
         })
     }
@@ -64,6 +73,14 @@ impl Surroundings {
     /// By number.
     pub fn by_index(&self, index: u32) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.index == index)
+    }
+}
+
+fn neighbour(attribute: &NeighbourAttribute) -> Option<IpAddr> {
+    match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some((*address).into()),
+        _ => None,
     }
 }
 

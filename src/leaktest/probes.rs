@@ -24,6 +24,8 @@ pub struct Target {
     pub effort: Effort,
     /// Nobody but a probe has a reason to ask for its hardware address.
     pub unused: bool,
+    /// Another such address in the same network, for a container to lie with.
+    pub alias: Option<IpAddr>,
 }
 
 /// What is sent to a [`Target`].
@@ -59,7 +61,8 @@ pub struct Probe {
     pub(super) port: Option<(u8, u16)>,
     /// The port that answers to a TCP probe come to.
     pub(super) reply: Option<u16>,
-    pub(super) unused: bool,
+    /// An address that nobody else has a reason to ask for.
+    pub(super) unused: Option<IpAddr>,
     /// IP packets.
     pub packets: Vec<Vec<u8>>,
 }
@@ -71,17 +74,24 @@ impl Probe {
     }
 }
 
-/// Where packets of a leg might go. `endpoints` are the outer addresses of the exits, `to` what the operator wants to be
+/// Where packets of a leg might go. `known` are addresses that this host has to do with already, `endpoints` the outer addresses of the exits, `to` what the operator wants to be
 /// answered through the tunnel.
 pub fn targets(
     config: &Config,
     facts: &HostFacts,
     run: &Run,
     leg: &Leg,
+    known: &[IpAddr],
     endpoints: &[IpAddr],
     to: &[IpAddr],
 ) -> Vec<Target> {
-    let target = |address: IpAddr, what: &str, effort| Target { address, what: what.to_owned(), effort, unused: false };
+    let target = |address: IpAddr, what: &str, effort| Target {
+        address,
+        what: what.to_owned(),
+        effort,
+        unused: false,
+        alias: None,
+    };
     let mut targets: Vec<Target> =
         places(leg.address).into_iter().map(|(address, what, effort)| target(address, what, effort)).collect();
     let ours = |address: &&IpAddr| address.is_ipv4() == leg.address.is_ipv4();
@@ -103,13 +113,16 @@ pub fn targets(
     for (at, (route, device)) in networks.iter().cycle().skip(first).take(networks.len().min(MAX_NETWORKS)).enumerate()
     {
         let net = route.destination;
-        let Some(address) = address_in(net, run.random(0x2000 + at as u64), false).or(Some(net.addr())) else {
+        // A neighbour that the host knows, it may ask for again.
+        let strangers = (0..16).filter_map(|n| address_in(net, run.random(0x2000 + 16 * at as u64 + n), false));
+        let mut strangers = strangers.filter(|address| !known.contains(address));
+        let mut stranger = || strangers.find(|address| targets.iter().all(|target| target.address != *address));
+        let Some(address) = stranger().or(Some(net.addr()).filter(|_| net.prefix_len() == net.max_prefix_len())) else {
             continue;
         };
-        if targets.iter().all(|target| target.address != address) {
-            let unused = route.gateway.is_none() && net.prefix_len() + 2 <= net.max_prefix_len();
-            targets.push(Target { unused, ..target(address, &format!("{net} on {device}"), Effort::Some) });
-        }
+        let unused = route.gateway.is_none() && net.prefix_len() + 2 <= net.max_prefix_len();
+        let alias = stranger().filter(|alias| unused && *alias != address);
+        targets.push(Target { unused, alias, ..target(address, &format!("{net} on {device}"), Effort::Some) });
     }
     let allowed = |address: IpAddr| at_home(config, leg, address);
     targets.retain(|target| !allowed(target.address));
@@ -259,12 +272,13 @@ impl Writer<'_> {
     /// Under an address of the internet, and of each network that this host is attached to.
     fn spoof(&mut self, target: &Target, targets: &[Target]) {
         let stranger = places(self.source).get(1).map(|place| place.0);
-        let neighbours = targets.iter().filter(|target| target.unused).map(|target| target.address);
+        let neighbours = targets.iter().filter_map(|target| target.alias);
         let own = self.source;
         for source in stranger.into_iter().chain(neighbours) {
             self.source = source;
             let shape = format!("udp as {source}");
-            self.add(target, &shape, |way, port, marker| vec![way.udp((port, port), marker)]);
+            let probe = self.add(target, &shape, |way, port, marker| vec![way.udp((port, port), marker)]);
+            probe.unused = Some(source).filter(|source| Some(*source) != stranger);
         }
         self.source = own;
     }
@@ -286,7 +300,7 @@ impl Writer<'_> {
             way,
             port: None,
             reply: Some(port),
-            unused: target.unused,
+            unused: Some(target.address).filter(|_| target.unused),
             packets: packets(way, port, &self.run.marker(number)),
         });
         let last = self.probes.len() - 1;

@@ -16,7 +16,7 @@ pub struct Recogniser {
     numbers: Vec<usize>,
     /// By protocol, destination and port; the probe's number.
     ports: HashMap<(u8, IpAddr, u16), u16>,
-    /// By destination, where nobody else has a reason to ask for it.
+    /// By address, where nobody else has a reason to ask for it.
     unused: HashMap<IpAddr, u16>,
     /// Answers to TCP probes: remote address, our port.
     replies: HashMap<(IpAddr, u16), u16>,
@@ -46,14 +46,14 @@ impl Recogniser {
         let ports = numbered().filter_map(|(number, probe)| {
             probe.port.map(|(protocol, port)| ((protocol, probe.way.destination, port), number))
         });
-        let unused = numbered().filter(|(_, probe)| probe.unused);
+        let unused = numbered().filter_map(|(number, probe)| Some((probe.unused?, number)));
         let replies = numbered().filter_map(|(number, probe)| Some(((probe.way.destination, probe.reply?), number)));
         Self {
             run,
             legs: legs.iter().enumerate().map(|(at, leg)| (leg.address, at)).collect(),
             numbers: probes.iter().map(|probe| probe.leg).collect(),
             ports: ports.collect(),
-            unused: unused.map(|(number, probe)| (probe.way.destination, number)).collect(),
+            unused: unused.collect(),
             replies: replies.collect(),
             answerable: numbered().filter(|(_, probe)| probe.answer).map(|(number, _)| number).collect(),
         }

@@ -71,7 +71,7 @@ fn everything(config: &Config) -> Vec<Probe> {
     let mut all = Vec::new();
     for (number, leg) in legs().iter().enumerate() {
         let endpoints = [ip("203.0.113.10"), ip("2001:db8:1::10")];
-        let targets = targets(config, &facts(), &run(), leg, &endpoints, &[ip("192.0.2.80")]);
+        let targets = targets(config, &facts(), &run(), leg, &[], &endpoints, &[ip("192.0.2.80")]);
         all.extend(probes(&run(), number, leg, &targets, all.len()));
     }
     all
