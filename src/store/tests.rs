@@ -102,6 +102,21 @@ fn a_key_of_another_kind_is_refused_and_never_waited_for() {
 }
 
 #[test]
+fn what_every_user_may_write_is_refused() {
+    let dir = folder();
+    for path in [Layout(dir.path()).host(), Layout(dir.path()).peer("vps")] {
+        chmod(&path, 0o664);
+        load(dir.path()).unwrap();
+        chmod(&path, 0o646);
+        let error = load(dir.path()).unwrap_err();
+        assert!(error.refused());
+        assert_eq!(error.to_string(), format!("{}: every user may write it", path.display()));
+        assert_eq!(error.remedy().unwrap(), format!("chmod o-w {}", path.display()));
+        chmod(&path, 0o644);
+    }
+}
+
+#[test]
 fn a_key_of_another_user_is_refused() {
     let path = Path::new("/etc/meshd/private.key");
     // Root's key is fit for everyone who can read it, one's own too.
