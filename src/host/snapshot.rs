@@ -76,6 +76,7 @@ impl Snapshot {
             without_main: self.without_main.clone(),
             ipv6: self.families.contains(&Family::V6),
             force_forwarding: sysctl::read(&forced).ok().flatten().is_some(),
+            claimed: self.rules.iter().filter_map(claim).collect(),
             ..HostFacts::default()
         }
     }
@@ -149,6 +150,12 @@ impl Snapshot {
         }
         Ok(sysctls)
     }
+}
+
+/// A bridge and its table, whichever agent's.
+fn claim(rule: &Rule) -> Option<(String, u32)> {
+    let Selector::Iif(bridge) = &rule.selector else { return None };
+    tables::is_an_agents(rule.table).then(|| (bridge.clone(), rule.table))
 }
 
 /// `fe80::/10` (RFC 4291, section 2.5.6).

@@ -28,6 +28,7 @@
 
 mod diff;
 mod facts;
+mod interfaces;
 pub mod nft;
 mod routes;
 mod state;
@@ -67,9 +68,7 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     let host = &config.host;
     let mut state = DesiredState { interface: host.interface.clone(), ..DesiredState::default() };
 
-    for bridge in host.bridges.iter().filter(|bridge| !facts.links.contains_key(&bridge.name)) {
-        warnings.push(format!("bridge {} does not exist yet: its routes are added when it does", bridge.name));
-    }
+    interfaces::check(config, facts, &mut warnings);
     // gso_max_size stays as it is: what a container's interface built larger, the kernel would cut into single packets before
     // the tunnel reads it (gso_features_check in net/core/dev.c).
     state.link = [LinkSetting::Mtu(host.mtu.into()), LinkSetting::TxQueueLen(TX_QUEUE_LEN), LinkSetting::Up].into();
