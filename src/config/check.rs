@@ -226,8 +226,8 @@ impl Check<'_> {
                 let Place::Net(net) = item.to else { continue };
                 let (key, shown) = (format!("allow[{index}]"), quote(&item.to_string()));
                 if config.host.addresses.iter().any(|own| IpNet::from(own.addr()) == net) {
-                    let ports = item.ports.map_or_else(String::new, |ports| format!(" {ports}"));
-                    let message = format!("allow {shown} is this host's own address; write \"host{ports}\"");
+                    let service = item.service.map_or_else(String::new, |service| format!(" {service}"));
+                    let message = format!("allow {shown} is this host's own address; write \"host{service}\"");
                     self.peer_problem(peer, &key, message);
                 } else if !there().any(|claim| overlap(&claim.net, &net)) {
                     let known = list_of_names(there().map(|claim| claim.net));

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
-pub use allow::{Allow, Place, Ports, allow};
+pub use allow::{Allow, Place, Service, allow};
 pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
 pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
@@ -152,14 +152,21 @@ pub struct Peer {
     pub persistent_keepalive: Option<u16>,
     /// A device rather than a host of the same owner: it reaches what `allow` says and nothing else.
     pub client: bool,
-    /// What it may reach at and through this host; `None` is everything for a host and nothing for a client.
+    /// What it may reach at and through this host; `None` is the mesh for a host and nothing for a client.
     pub allow: Option<Vec<Allow>>,
 }
 
 impl Peer {
-    /// Whether it is held to `allow`. One that is not may also bring what others sent: published and relayed traffic.
-    pub fn limited(&self) -> bool {
-        self.client || self.allow.is_some()
+    /// Whether it may reach all that this host forwards to.
+    pub fn has_the_mesh(&self) -> bool {
+        let all = Allow { to: Place::Mesh, service: None };
+        self.allow.as_ref().map_or(!self.client, |items| items.contains(&all))
+    }
+
+    /// Whether it is a host of the same owner that no `allow` holds back: its own addresses reach this host's services, and
+    /// it may bring what it published or relays.
+    pub fn trusted(&self) -> bool {
+        !self.client && self.has_the_mesh()
     }
 }
 

@@ -276,7 +276,7 @@ fn a_peer_is_allowed_only_what_is_there() {
         "subnets = [\"10.89.1.0/24\"]\nallow = [\n\"host tcp/22\", \"10.0.0.0/8\", \"fd88::7 tcp/1\",\n\"10.89.3.0/24 tcp/443\",\n\
          \"10.88.0.2 tcp/443\",\n\"fd6d:6573:6864::1\", \"0.0.0.0/0\"]\n",
         &[
-            "peers/vps.toml:7: allow \"0.0.0.0/0\": would be everything; what has the internet through this host is named in [exit] peers",
+            "peers/vps.toml:7: allow \"0.0.0.0/0\": is more than the mesh; write mesh for all of that; what has the internet through this host is named in [exit] peers",
         ],
     );
     peer_says(

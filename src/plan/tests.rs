@@ -6,11 +6,15 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish};
+use crate::config::{Allow, Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish};
 use crate::key::PrivateKey;
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
+}
+
+fn allow(list: &[&str]) -> Vec<Allow> {
+    list.iter().map(|item| crate::config::allow(item).unwrap()).collect()
 }
 
 fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
@@ -58,11 +62,11 @@ fn home() -> Config {
 
 fn vps() -> Config {
     let br0 = bridge(&["10.89.1.0/24", "fd89:1::/64"], Egress::Direct, &[]);
-    let peers = vec![
-        peer("home", &["10.88.0.2", "fd88::2"], &["10.89.2.0/24", "fd89:2::/64"]),
-        peer("phone", &["10.88.0.3", "fd88::3"], &[]),
-    ];
-    let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], vec![br0], peers);
+    let home = peer("home", &["10.88.0.2", "fd88::2"], &["10.89.2.0/24", "fd89:2::/64"]);
+    let mut phone = peer("phone", &["10.88.0.3", "fd88::3"], &[]);
+    phone.client = true;
+    phone.allow = Some(allow(&["10.89.1.0/24", "fd89:1::/64", "10.89.2.10 tcp/443", "fd89:2::10 tcp/443"]));
+    let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], vec![br0], vec![home, phone]);
     config.host.exit = Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None });
     let to = "10.89.2.10:443".parse().unwrap();
     config.host.publish = vec![Publish { protocol: Protocol::Tcp, port: 443, to }];
@@ -335,7 +339,77 @@ fn the_port_range_leaves_the_tunnels_own_port_out() {
     assert!(text(2000, None).contains("udp masquerade to :2001-65535"));
     assert!(text(0, Some(40000)).contains("udp masquerade to :1024-39999"));
     assert!(!text(0, None).contains("masquerade to"));
-    assert!(!text(500, None).contains("masquerade to"));
+    // A client's own low port would be kept otherwise.
+    assert!(text(443, None).contains("udp masquerade to :1024-65535"));
+}
+
+#[test]
+fn interfaces_that_do_not_fit_are_named() {
+    let warned = |config: &Config, change: &dyn Fn(&mut HostFacts)| {
+        let mut facts = home_facts();
+        change(&mut facts);
+        desired(config, &facts).1
+    };
+    let mut config = home();
+    let claim = |table| move |facts: &mut HostFacts| _ = facts.claimed.insert(("br0".to_owned(), table));
+    assert_eq!(warned(&config, &claim(tables::number("mesh0", "br0"))), [""; 0]);
+    assert_eq!(
+        warned(&config, &claim(tables::number("mesh1", "br0"))),
+        [
+            "bridge br0 is another agent's too: what both of them let pass passes, and nothing else; one of them has to let go"
+        ]
+    );
+    let over_bridge = |facts: &mut HostFacts| facts.main.last_mut().unwrap().device = Some("br0".to_owned());
+    assert_eq!(
+        warned(&config, &over_bridge),
+        [
+            "bridge br0 is also this host's own way out (IPv6 default route): all that comes in by it is taken for a container's"
+        ]
+    );
+    config.host.lans =
+        vec![Lan { subnet: nets(&["192.168.9.0/24"])[0], interface: "eth1".to_owned(), masquerade: true }];
+    assert_eq!(
+        warned(&config, &|_| ()),
+        ["[[lan]] interface eth1 does not exist yet: 192.168.9.0/24 is shared when it does"]
+    );
+}
+
+#[test]
+fn who_is_limited_goes_by_allow_and_who_is_trusted_by_default() {
+    let filter = |change: &dyn Fn(&mut Config)| {
+        let mut config = vps();
+        config.host.exit = None;
+        config.host.publish.clear();
+        change(&mut config);
+        desired(&config, &vps_facts()).0.filter.unwrap().text
+    };
+    let all = "\t\toifname { \"br0\", \"mesh0\" } accept\n";
+    assert!(filter(&|_| ()).contains(all));
+    // Of no trusted peer, nobody relays more than what the only host may reach.
+    let text = filter(&|config| config.peers[0].allow = Some(allow(&["10.89.1.10 tcp/80-81"])));
+    let item = "\t\toifname { \"br0\", \"mesh0\" } ip daddr 10.89.1.10 tcp dport 80-81 accept\n";
+    assert_eq!((text.contains(all), text.matches(item).count()), (false, 2), "{text}");
+    assert!(
+        text.contains("ip saddr vmap { 10.88.0.2 : goto peer-home, 10.89.2.0/24 : goto peer-home, 10.88.0.3"),
+        "{text}"
+    );
+    assert!(!text.contains("ip saddr { 10.88.0.2 } accept"), "{text}");
+    // `mesh` beside a service: as by default, and the service for its containers too.
+    let text = filter(&|config| config.peers[0].allow = Some(allow(&["mesh", "host tcp/53"])));
+    assert!(text.contains(all) && text.contains("ip saddr { 10.88.0.2 } accept"), "{text}");
+    assert!(text.contains("ip saddr { 10.88.0.2, 10.89.2.0/24 } tcp dport 53 accept"), "{text}");
+    // A client's `mesh` gives it no service of this host.
+    let text = filter(&|config| config.peers[1].allow = Some(allow(&["mesh"])));
+    assert!(!text.contains("peer-phone") && !text.contains("10.88.0.3"), "{text}");
+    // A larger network opens its part of a LAN and no more.
+    let text = filter(&|config| {
+        let subnet = nets(&["192.168.1.0/24"])[0];
+        config.host.lans = vec![Lan { subnet, interface: "eth1".to_owned(), masquerade: true }];
+        config.peers[1].allow = Some(allow(&["192.168.0.0/16 tcp/80", "192.168.1.9 udp/1"]));
+    });
+    for part in ["192.168.1.0/24 tcp dport 80", "192.168.1.9 udp dport 1"] {
+        assert!(text.contains(&format!("\t\toifname \"eth1\" ip daddr {part} accept\n")), "{text}");
+    }
 }
 
 #[test]

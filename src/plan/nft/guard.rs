@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::super::routes::{mesh_networks, remote_networks};
 use super::super::{Family, NftTable};
 use super::guard_name;
-use super::text::{Text, by_family, keyword, names};
+use super::text::{Text, by_family, chain_name, keyword, names};
 use crate::config::{Bridge, Config, Egress};
 
 /// The guard, from the configuration alone, so that it can stand before any interface does.
@@ -24,17 +24,17 @@ pub fn guard(config: &Config) -> Option<NftTable> {
             let nets: String = nets.fold(String::new(), |text, net| text + ", " + &net.to_string());
             spoof.push(format!("iifname \"{name}\" {} saddr != {{ {always}{nets} }} counter drop", keyword(family)));
         }
-        forward.push(format!("iifname \"{name}\" goto from-{name}"));
+        forward.push(format!("iifname \"{name}\" goto {}", chain_name("from", name)));
     }
     for bridge in guarded() {
-        let name = &bridge.name;
-        forward.extend(by_family(bridge.subnets.iter(), |ip, set| format!("{ip} saddr {set} goto from-{name}")));
+        let chain = chain_name("from", &bridge.name);
+        forward.extend(by_family(bridge.subnets.iter(), |ip, set| format!("{ip} saddr {set} goto {chain}")));
     }
     let mut table = Text::new(guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
     table.base_chain("forward", "filter", "forward", "filter - 10", &forward);
     for bridge in guarded() {
-        table.chain(&format!("from-{}", bridge.name), &guarded_bridge(config, bridge));
+        table.chain(&chain_name("from", &bridge.name), &guarded_bridge(config, bridge));
     }
     Some(table.finish())
 }

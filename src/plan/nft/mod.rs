@@ -10,13 +10,15 @@
 //! anybody, which gives the home address away.
 //!
 //! **The filter** holds what a working tunnel needs: fixed MSS values (`rt mtu` would ask the reverse route without its
-//! source, and be wrong under policy routing), masquerading, published ports, and what may pass between the tunnel and
-//! other interfaces, so that switching forwarding on does not make the host a router by accident.
+//! source, and be wrong under policy routing), masquerading, published ports, who may not speak as whom ([`sources`]), and
+//! what may pass between the tunnel and other interfaces or this host itself ([`policy`]), so that switching forwarding on
+//! does not make the host a router by accident.
 
 mod exits;
 mod guard;
 mod policy;
 mod publish;
+mod sources;
 mod text;
 
 pub use exits::Exits;
@@ -68,8 +70,10 @@ pub(super) fn filter(config: &Config, facts: &HostFacts, exits: &Exits) -> NftTa
 
     let mut table = Text::new(filter_name(interface));
     table.base_chain("prerouting", "nat", "prerouting", "dstnat", &publish::published(config, exits));
+    table.base_chain("sources", "filter", "prerouting", "raw", &sources::spoofed(config, &outside));
+    table.base_chain("input", "filter", "input", "filter", &[format!("iifname \"{interface}\" goto to-host")]);
     table.base_chain("forward", "filter", "forward", "filter", &forward);
-    table.chain("from-tunnel", &policy::from_tunnel(config, exits));
+    policy::from_tunnel(&mut table, config, facts, exits);
     if !outside.is_empty() {
         table.chain("into-tunnel", &policy::into_tunnel(config));
     }
