@@ -9,7 +9,9 @@ pub mod host;
 pub mod nat;
 pub mod netns;
 pub mod other;
+pub mod phone;
 pub mod sequence;
+pub mod services;
 pub mod snapshot;
 pub mod strangers;
 pub mod traffic;
@@ -129,6 +131,14 @@ impl Lab {
             &format!("public_key = \"{}\"\naddresses = [\"10.88.0.{number}\"]\n", key.public_key()),
         );
         host
+    }
+
+    /// One more container, at 10.89.`number`.10 and fd89:`number`::10 on a bridge of its own, `br` and the number.
+    pub fn add_container(&self, host: &Host, name: &str, number: u8) -> Namespace {
+        let (id, dir, number) = (&self.topology.id, self.dir.path().to_string_lossy(), number.to_string());
+        let status = Topology::script().args(["attach", id, &dir, host.name, name, &number]).status().expect("bash");
+        assert!(status.success(), "tests/lab/topology.sh attach {id} {name}: {status}");
+        Namespace::open(&self.topology.namespace(name))
     }
 
     /// A place for a test's own files.

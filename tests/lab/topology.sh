@@ -4,6 +4,7 @@
 #   topology.sh up ID DIR      vps, home behind its ISP's NAT, an internet, a container on each bridge
 #   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1 and 2001:db8:3::1, home .2 and ::2
 #   topology.sh host ID DIR NAME N   one more host for `up`, on the internet at 198.18.N.2
+#   topology.sh attach ID DIR HOST NAME N   one more bridge brN on a host, with the container NAME on it at 10.89.N.10
 #   topology.sh down ID        kill what runs in the namespaces of ID and delete them
 #   topology.sh sweep          the same for every lab whose owner died
 #   topology.sh list [WORD]    the IDs that exist, those with WORD in them
@@ -193,6 +194,16 @@ route add default via 198.18.$number.1
 END
 }
 
+attach() {
+    ip -batch - <<END
+netns add $ns-$name
+link add eth0 netns $ns-$name type veth peer name $name netns $ns-$host
+END
+    # Not `configure`: the host has been set up.
+    bridge "$name" "$number" | sed -e '/set lo up/d' -e "s/br0/br$number/" | ip -netns "$ns-$host" -batch - &
+    container "$number" | configure "$ns-$name" 0 &
+}
+
 # Waits for the background jobs of the command; fails when one of them did. The hosts that it made are its arguments.
 settle() {
     local pid host
@@ -247,8 +258,16 @@ host)
     jobs_started=$(jobs -p)
     settle "$name"
     ;;
+attach)
+    host=${4:?a host}
+    name=${5:?a name}
+    number=${6:?a number}
+    attach
+    jobs_started=$(jobs -p)
+    settle
+    ;;
 down) down "${id:?an ID}" ;;
 sweep) sweep ;;
 list) ids | { grep -F -- "$id" || true; } ;;
-*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | down ID | sweep | list [WORD]" ;;
+*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | attach ID DIR HOST NAME N | down ID | sweep | list [WORD]" ;;
 esac
