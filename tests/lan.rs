@@ -15,7 +15,7 @@ const DEVICE6: &str = "2001:db8:168::1";
 /// Home's own address on its LAN.
 const HOME: &str = "192.168.1.20";
 
-/// Home shares its LAN, the VPS knows that it does, and `phone` is in the VPS's file about the phone.
+/// Home shares its LAN, the VPS knows that it does, and home that the phone is behind the VPS.
 fn share(lab: &Lab, masquerade: bool) {
     for subnet in ["192.168.1.0/24", "2001:db8:168::/64"] {
         lab.home.append(
@@ -24,6 +24,8 @@ fn share(lab: &Lab, masquerade: bool) {
         );
     }
     lab.vps.replace("peers/home.toml", "\"fd89:2::/64\"", "\"fd89:2::/64\", \"192.168.1.0/24\", \"2001:db8:168::/64\"");
+    // What the phone sends to a LAN comes by the VPS, under its own address.
+    lab.home.replace("peers/vps.toml", "\"fd88::1\"", &format!("\"fd88::1\", \"{PHONE}\", \"{PHONE6}\""));
 }
 
 #[test]

@@ -28,8 +28,8 @@
 
 mod diff;
 mod facts;
-mod interfaces;
 pub mod nft;
+mod notices;
 mod routes;
 mod state;
 mod sysctls;
@@ -68,7 +68,8 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     let host = &config.host;
     let mut state = DesiredState { interface: host.interface.clone(), ..DesiredState::default() };
 
-    interfaces::check(config, facts, &mut warnings);
+    notices::interfaces(config, facts, &mut warnings);
+    notices::allowed(config, &mut warnings);
     // gso_max_size stays as it is: what a container's interface built larger, the kernel would cut into single packets before
     // the tunnel reads it (gso_features_check in net/core/dev.c).
     state.link = [LinkSetting::Mtu(host.mtu.into()), LinkSetting::TxQueueLen(TX_QUEUE_LEN), LinkSetting::Up].into();

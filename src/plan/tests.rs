@@ -344,7 +344,7 @@ fn the_port_range_leaves_the_tunnels_own_port_out() {
 }
 
 #[test]
-fn interfaces_that_do_not_fit_are_named() {
+fn what_does_not_fit_the_host_is_named() {
     let warned = |config: &Config, change: &dyn Fn(&mut HostFacts)| {
         let mut facts = home_facts();
         change(&mut facts);

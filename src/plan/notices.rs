@@ -1,10 +1,28 @@
-//! What the operator should know about the interfaces that the configuration names.
+//! What the operator should know about what the configuration names.
 
+use super::routes::{mesh_networks, remote_networks};
 use super::{Family, HostFacts, tables};
-use crate::config::Config;
+use crate::config::value::overlap;
+use crate::config::{Config, Place};
 
-/// Adds a warning for each that is not there, or is not what it is taken for.
-pub(super) fn check(config: &Config, facts: &HostFacts, warnings: &mut Vec<String>) {
+/// Networks in `allow` that nothing leads to: mistyped, or of a peer that was removed.
+pub(super) fn allowed(config: &Config, warnings: &mut Vec<String>) {
+    let mut there = mesh_networks(config);
+    there.extend(remote_networks(config));
+    there.extend(config.host.bridges.iter().flat_map(|bridge| &bridge.subnets));
+    there.extend(config.host.lans.iter().map(|lan| lan.subnet));
+    for peer in &config.peers {
+        for item in peer.allow.iter().flatten() {
+            let Place::Net(net) = item.to else { continue };
+            if !there.iter().any(|other| overlap(other, &net)) {
+                warnings.push(format!("peer {}: allow {item} leads nowhere through this host", peer.name));
+            }
+        }
+    }
+}
+
+/// Adds a warning for each interface that is not there, or is not what it is taken for.
+pub(super) fn interfaces(config: &Config, facts: &HostFacts, warnings: &mut Vec<String>) {
     let host = &config.host;
     for bridge in &host.bridges {
         let name = &bridge.name;
