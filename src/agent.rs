@@ -36,6 +36,7 @@ use crate::host::{self, News, Reconciler, Rivals, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
+use egress::Exits;
 use endpoints::Endpoints;
 use mail::Mail;
 use running::{Changing, Running, Shown};
@@ -149,6 +150,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = tend(&running, &mut events) => {}
         () = running.serve_mail() => {}
         () = running.follow_names() => {}
+        () = running.watch_exits() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -176,7 +178,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         built = build(&mut reconciler, config, udp) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
     };
-    let (device, dataplane, endpoints, outcome) = match built {
+    let (device, dataplane, endpoints, exits, outcome) = match built {
         Ok(built) => built,
         Err(mut failure) => {
             // Not the guard: what was to leave through the tunnel must not leave beside it because there is none.
@@ -195,6 +197,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         offloads,
         changing: AsyncMutex::new(Changing { reconciler, rivals: Rivals::default(), down: false }),
         endpoints: AsyncMutex::new(endpoints),
+        exits: Mutex::new(exits),
         shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
         dataplane: Mutex::new(Some(dataplane)),
         mail: Mail::new(),
@@ -203,9 +206,9 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     })
 }
 
-type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
+type Built = (Arc<Device>, Dataplane, Endpoints, Exits, host::Outcome);
 
-async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> Result<Built, Failure> {
+async fn build(reconciler: &mut Reconciler, config: &Arc<Config>, udp: Vec<Udp>) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
     let tun = Tun::create(&config.host.interface, udp.len(), udp[0].offloads())
         .map_err(|error| no_interface(&config.host.interface, &error))?;
@@ -214,11 +217,12 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> R
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
     device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
-    let settings = Settings { peers: endpoints.settings(config).await, local: egress::local(config) };
+    let exits = Exits::new(Arc::clone(config), now);
+    let settings = Settings { peers: endpoints.settings(config).await, local: exits.local() };
     device.configure(&config.private_key, &settings, now);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
         .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;
-    Ok((device, dataplane, endpoints, outcome))
+    Ok((device, dataplane, endpoints, exits, outcome))
 }
 
 /// Signals, news from the kernel, and what is due from time to time, until the end.

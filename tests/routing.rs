@@ -249,7 +249,7 @@ fn other_mesh() -> Config {
     "mesh-1.a".clone_into(&mut config.host.interface);
     config.host.addresses = vec!["10.98.0.2/24".parse().unwrap(), "fd98::2/64".parse().unwrap()];
     let subnets = vec!["10.99.2.0/24".parse().unwrap(), "fd99:2::/64".parse().unwrap()];
-    let egress = Egress::Peer("vps".to_owned());
+    let egress = Egress::Peers(vec!["vps".to_owned()]);
     config.host.bridges = vec![Bridge { name: "br1".to_owned(), subnets, egress, allow: Vec::new() }];
     config.peers[0].addresses = vec!["10.98.0.1".parse().unwrap()];
     config.peers[0].subnets = vec!["10.99.1.0/24".parse().unwrap()];

@@ -27,6 +27,11 @@ impl Mail {
         Self { exchange: Mutex::default(), waiting: Mutex::default(), outbox: Mutex::default(), asked: Notify::new() }
     }
 
+    /// For a message that waits for no answer.
+    pub(super) fn id(&self) -> u32 {
+        self.exchange().id()
+    }
+
     fn exchange(&self) -> MutexGuard<'_, Exchange> {
         self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
     }

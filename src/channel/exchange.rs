@@ -100,11 +100,17 @@ impl Exchange {
         if self.asked.len() >= MAX_ASKED || body.len() > MAX_BODY {
             return None;
         }
-        let id = self.next_id;
-        self.next_id = id.wrapping_add(1);
+        let id = self.id();
         let letter = Letter { peer, kind, answer: false, id, body };
         let asked = self.asked.entry(id).insert_entry(Asked { letter, tries: 0, due: now + TRIES[0] });
         Some(&asked.into_mut().letter)
+    }
+
+    /// An id for a message that is not a request of [`Exchange::ask`]: an answer to it is a stray.
+    pub fn id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        id
     }
 
     /// Takes a message that came from `peer`.

@@ -110,11 +110,14 @@ impl Check<'_> {
             format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name)))
         };
         for (index, bridge) in host.bridges.iter().enumerate() {
-            if let Egress::Peer(name) = &bridge.egress
-                && config.peer(name).is_none()
-            {
-                let message = format!("bridge {}: egress {} names no peer; {peers}", quote(&bridge.name), quote(name));
-                self.host_problem(&format!("bridge[{index}].egress"), message);
+            let context = format!("bridge {}", quote(&bridge.name));
+            self.egress(&context, &format!("bridge[{index}].egress"), &bridge.egress, &peers);
+        }
+        if let Some(exit) = &host.exit {
+            self.egress("exit", "exit.egress", &exit.egress, &peers);
+            if let Some(name) = exit.egress.exits().iter().find(|name| exit.peers.contains(name)) {
+                let message = format!("exit: egress {} is in peers: what it sends would go back to it", quote(name));
+                self.host_problem("exit.egress", message);
             }
         }
         for (index, name) in host.exit.iter().flat_map(|exit| &exit.peers).enumerate() {
@@ -123,6 +126,15 @@ impl Check<'_> {
                     &format!("exit.peers[{index}]"),
                     format!("exit: peers {} names no peer; {peers}", quote(name)),
                 );
+            }
+        }
+    }
+
+    fn egress(&mut self, context: &str, key: &str, egress: &Egress, peers: &str) {
+        for (index, name) in egress.exits().iter().enumerate() {
+            if self.config.peer(name).is_none() {
+                let message = format!("{context}: egress {} names no peer; {peers}", quote(name));
+                self.host_problem(&format!("{key}[{index}]"), message);
             }
         }
     }

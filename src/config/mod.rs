@@ -89,8 +89,8 @@ pub enum Egress {
     Direct,
     /// Nowhere; the mesh stays reachable.
     None,
-    /// Through the peer of this name, and never otherwise.
-    Peer(String),
+    /// Through the first of these peers that answers, and never otherwise. At least one, each once.
+    Peers(Vec<String>),
 }
 
 /// A network behind this host that peers may reach.
@@ -111,6 +111,8 @@ pub struct Exit {
     pub peers: Vec<String>,
     /// The interface towards the internet; `None` is that of the default route.
     pub interface: Option<String>,
+    /// Through whom what they send goes on: a chain. Never [`Egress::None`].
+    pub egress: Egress,
 }
 
 /// A port of this host handed to a container.
@@ -178,17 +180,45 @@ impl Config {
         self.peers.iter().find(|peer| peer.name == name)
     }
 
-    /// What a peer may send from and is sent to: its addresses and subnets, and everything when a local bridge
-    /// leaves through it. Sorted, without repetition.
+    /// Whether something of this host, or of those whose exit it is, leaves through this peer.
+    pub fn is_exit(&self, peer: &str) -> bool {
+        let bridges = self.host.bridges.iter().map(|bridge| &bridge.egress);
+        let mut egresses = bridges.chain(self.host.exit.as_ref().map(|exit| &exit.egress));
+        egresses.any(|egress| egress.exits().iter().any(|exit| exit == peer))
+    }
+
+    /// The peers whose egress this host hands on to another exit; none when it carries it itself.
+    pub fn chained(&self) -> impl Iterator<Item = &Peer> {
+        let exit = self.host.exit.as_ref().filter(|exit| !exit.egress.exits().is_empty());
+        exit.into_iter().flat_map(|exit| &exit.peers).filter_map(|name| self.peer(name))
+    }
+
+    /// What a peer may send from and is sent to: its addresses and subnets, and everything when it is an exit. Sorted, without repetition.
     pub fn allowed_ips(&self, peer: &Peer) -> Vec<IpNet> {
-        let mut nets: Vec<IpNet> = peer.addresses.iter().map(|&addr| IpNet::from(addr)).collect();
-        nets.extend(peer.subnets.iter().map(IpNet::trunc));
-        if self.host.bridges.iter().any(|bridge| bridge.egress == Egress::Peer(peer.name.clone())) {
+        let mut nets: Vec<IpNet> = peer.networks().collect();
+        if self.is_exit(&peer.name) {
             nets.extend(EVERYTHING);
         }
         nets.sort();
         nets.dedup();
         nets
+    }
+}
+
+impl Peer {
+    /// All that is behind it, and itself.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.addresses.iter().map(|&addr| IpNet::from(addr)).chain(self.subnets.iter().map(IpNet::trunc))
+    }
+}
+
+impl Egress {
+    /// The peers, the preferred one first.
+    pub fn exits(&self) -> &[String] {
+        match self {
+            Self::Peers(names) => names,
+            Self::Direct | Self::None => &[],
+        }
     }
 }
 
@@ -218,10 +248,10 @@ impl fmt::Display for Protocol {
 
 impl fmt::Display for Egress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Direct => "direct",
-            Self::None => "none",
-            Self::Peer(name) => name,
-        })
+        match self {
+            Self::Direct => f.write_str("direct"),
+            Self::None => f.write_str("none"),
+            Self::Peers(names) => f.write_str(&names.join(", ")),
+        }
     }
 }

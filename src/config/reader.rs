@@ -154,14 +154,42 @@ impl<'a> Reader<'a> {
             self.wrong_type(&section.context, &path, name, value, "a list of strings");
             return Some(Vec::new());
         };
+        Some(self.items(section, &path, name, items, &parse))
+    }
+
+    /// A string or a list of them, each of which `parse` accepts; `None` when the key is not there.
+    pub(super) fn string_or_strings<T>(
+        &mut self,
+        section: &mut Section<'_>,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let (path, value) = self.value(section, name)?;
+        Some(match value.get_ref() {
+            DeValue::Array(items) => self.items(section, &path, name, items, &parse),
+            _ => {
+                let expected = "a string or a list of strings";
+                self.scalar(&section.context, &path, name, value, expected, &parse).into_iter().collect()
+            }
+        })
+    }
+
+    fn items<T>(
+        &mut self,
+        section: &Section<'_>,
+        path: &str,
+        name: &'static str,
+        items: &[Spanned<DeValue<'_>>],
+        parse: &impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
         let mut values = Vec::new();
         for (index, item) in items.iter().enumerate() {
             let item_path = format!("{path}[{index}]");
             let line = self.line(&item.span());
             self.lines.0.insert(item_path.clone(), line);
-            values.extend(self.scalar(&section.context, &item_path, name, item, "a string", &parse));
+            values.extend(self.scalar(&section.context, &item_path, name, item, "a string", parse));
         }
-        Some(values)
+        values
     }
 
     /// A whole number within bounds.
@@ -309,6 +337,15 @@ impl<'t> Section<'t> {
     /// Where the section starts.
     pub(super) fn line(&self) -> usize {
         self.line
+    }
+
+    /// The path of one of its values.
+    pub(super) fn key_of(&self, name: &str) -> String {
+        join(&self.key, name)
+    }
+
+    pub(super) fn is_empty_list(&self, name: &str) -> bool {
+        self.table.get(name).is_some_and(|value| matches!(value.get_ref(), DeValue::Array(items) if items.is_empty()))
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

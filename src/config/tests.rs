@@ -116,11 +116,15 @@ to = "10.89.2.10:443"
                 bridges: vec![Bridge {
                     name: "br0".into(),
                     subnets: vec![net("10.89.2.0/24"), net("fd89:2::/64")],
-                    egress: Egress::Peer("vps".into()),
+                    egress: Egress::Peers(vec!["vps".into()]),
                     allow: vec![net("192.168.1.0/24")],
                 }],
                 lans: vec![Lan { subnet: net("192.168.1.0/24"), interface: "eth0".into(), masquerade: false }],
-                exit: Some(Exit { peers: vec!["phone".into()], interface: Some("eth0".into()) }),
+                exit: Some(Exit {
+                    peers: vec!["phone".into()],
+                    interface: Some("eth0".into()),
+                    egress: Egress::Direct
+                }),
                 publish: vec![Publish { protocol: Protocol::Tcp, port: 443, to: "10.89.2.10:443".parse().unwrap() }],
             },
             private_key: OWN.parse().unwrap(),
@@ -204,7 +208,7 @@ to = "10.89.2.10"
              workers, copy_dscp, bridge, lan, exit, publish",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
-            "meshd.toml:11: bridge \"br0\": egress: expected a string, found true",
+            "meshd.toml:11: bridge \"br0\": egress: expected a string or a list of strings, found true",
             "meshd.toml:13: lan: missing interface; write interface = \"eth0\"",
             "meshd.toml:14: lan: subnet \"192.168.1.7/24\": has host bits set; 192.168.1.0/24 would be right",
             "meshd.toml:15: lan: masquerade: expected true or false, found the string \"yes\"",
@@ -218,6 +222,30 @@ to = "10.89.2.10"
 
 #[test]
 fn mistakes_between_the_parts_of_a_host_are_found() {
+    host_says(
+        "egress = [\"vps\", \"vsp\"]\n",
+        &["meshd.toml:7: bridge \"br0\": egress \"vsp\" names no peer; peers are: vps, phone"],
+    );
+    host_says("egress = [\"vps\", \n\"phone\"]\n[exit]\npeers = [\"vps\"]\negress = [\"phone\"]\n", &[]);
+    for word in ["direct", "none"] {
+        host_says(&format!("egress = [\"{word}\"]\n"), &[]);
+        let message =
+            format!("meshd.toml:7: bridge \"br0\": egress \"{word}\": stands alone or not at all, beside no peer");
+        host_says(&format!("egress = [\"vps\", \"{word}\"]\n"), &[&message]);
+    }
+    host_says("egress = [\"vps\", \"vps\"]\n", &["meshd.toml:7: bridge \"br0\": egress \"vps\": written twice"]);
+    host_says(
+        "egress = []\n",
+        &["meshd.toml:7: bridge \"br0\": egress: empty; write a peer's name, \"direct\" or \"none\""],
+    );
+    host_says(
+        "[exit]\npeers = [\"phone\"]\negress = \"none\"\n",
+        &["meshd.toml:9: exit: egress \"none\": would carry nothing; write a peer's name, or leave out [exit]"],
+    );
+    host_says(
+        "[exit]\npeers = [\"phone\"]\negress = [\"vps\", \"phone\"]\n",
+        &["meshd.toml:9: exit: egress \"phone\" is in peers: what it sends would go back to it"],
+    );
     host_says(
         "egress = \"vsp\"\n",
         &["meshd.toml:7: bridge \"br0\": egress \"vsp\" names no peer; peers are: vps, phone"],

@@ -110,10 +110,28 @@ pub struct BridgeStatus {
     pub name: String,
     /// Its container networks.
     pub subnets: Vec<IpNet>,
-    /// A peer's name, `direct` or `none`.
+    /// The name of the peer by which it leaves now, `direct` or `none`.
     pub egress: String,
+    /// Where several are configured: all of them, the preferred one first.
+    #[serde(default)]
+    pub exits: Vec<ExitStatus>,
+    /// Where several are configured: since when it leaves by this one, in Unix seconds.
+    #[serde(default)]
+    pub egress_since: Option<u64>,
+    /// Why it leaves by this one, when another one was used before.
+    #[serde(default)]
+    pub egress_reason: Option<String>,
     /// Whether the nft guard holds it.
     pub guard: Guard,
+}
+
+/// One of several exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// The peer's name.
+    pub name: String,
+    /// Whether it has been heard of lately.
+    pub well: bool,
 }
 
 /// The state of the nft guard for one bridge.

@@ -130,7 +130,7 @@ fn egress(
     let tunnel = through(&config.host.interface);
     let mut networks = mesh_networks(config);
     networks.extend(remote_networks(config));
-    if matches!(bridge.egress, Egress::Peer(_)) {
+    if matches!(bridge.egress, Egress::Peers(_)) {
         networks.extend(families(facts).map(Family::everything));
     }
     for net in networks.into_iter().filter(|net| ipv6 || net.addr().is_ipv4()) {

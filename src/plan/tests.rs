@@ -50,7 +50,7 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
 }
 
 fn home() -> Config {
-    let vps = Egress::Peer("vps".to_owned());
+    let vps = Egress::Peers(vec!["vps".to_owned()]);
     let br0 = bridge(&["10.89.2.0/24", "fd89:2::/64"], vps, &["192.168.1.0/24"]);
     let peers = vec![peer("vps", &["10.88.0.1", "fd88::1"], &["10.89.1.0/24", "fd89:1::/64"])];
     config("home", &["10.88.0.2/24", "fd88::2/64"], vec![br0], peers)
@@ -63,7 +63,8 @@ fn vps() -> Config {
         peer("phone", &["10.88.0.3", "fd88::3"], &[]),
     ];
     let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], vec![br0], peers);
-    config.host.exit = Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None });
+    config.host.exit =
+        Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None, egress: Egress::Direct });
     let to = "10.89.2.10:443".parse().unwrap();
     config.host.publish = vec![Publish { protocol: Protocol::Tcp, port: 443, to }];
     config

@@ -37,7 +37,7 @@ fn what_was_written_is_read() {
         0o644,
     )
     .unwrap();
-    assert_eq!(load(dir.path()).unwrap().host.bridges[0].egress, Egress::Peer("vps".into()));
+    assert_eq!(load(dir.path()).unwrap().host.bridges[0].egress, Egress::Peers(vec!["vps".into()]));
     // Nothing hidden is left.
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
 }

@@ -110,6 +110,7 @@ impl Agents {
     ) -> bool {
         let Some(message) = Message::parse_packet(packet, peer.address, own) else { return false };
         if message.kind != Kind::Probe {
+            session.agent = true;
             return session.letters.take(LETTER, LETTERS, now).is_ok() && self.deliver(peer.key, &message);
         }
         let run = self.run.load();
@@ -159,11 +160,20 @@ impl Agents {
 impl Device {
     /// Seals a message to a peer's agent. False when the peer is not known or has no endpoint.
     pub fn say(&self, peer: &PublicKey, message: &Message<'_>, out: &mut Outbox, now: Instant) -> bool {
+        self.send(peer, message, |session, packet| session.say(packet, out, now))
+    }
+
+    /// The same for a message that is of use now or never: without a session it is dropped, and a session asked for.
+    pub fn knock(&self, peer: &PublicKey, message: &Message<'_>, out: &mut Outbox, now: Instant) -> bool {
+        self.send(peer, message, |session, packet| session.knock(packet, out, now))
+    }
+
+    fn send(&self, peer: &PublicKey, message: &Message<'_>, seal: impl FnOnce(&mut Session, &[u8]) -> bool) -> bool {
         let table = self.table.load();
         let Some(peer) = table.peers.get(peer).filter(|_| message.body.len() <= MAX_BODY) else { return false };
         let mut packet = [0; OVERHEAD + MAX_BODY];
         let len = message.write_packet(table.address, peer.address, &mut packet);
-        peer.lock().say(&packet[..len.next_multiple_of(PADDING)], out, now)
+        seal(&mut peer.lock(), &packet[..len.next_multiple_of(PADDING)])
     }
 
     /// Where a peer is reached now.

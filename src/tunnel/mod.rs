@@ -100,6 +100,8 @@ pub struct PeerSnapshot {
     pub unanswered: Duration,
     /// When the last authenticated packet came.
     pub heard: Option<Instant>,
+    /// Whether its agent has ever written to this one.
+    pub agent: bool,
 }
 
 /// How a peer fares.
@@ -472,6 +474,7 @@ fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
         state: session.state(now),
         unanswered: session.unanswered(now),
         heard: session.heard(),
+        agent: session.agent,
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Session {
     path: Option<Path>,
     /// For letters to this agent.
     pub(super) letters: Allowance,
+    /// There was one.
+    pub(super) agent: bool,
     rx_bytes: u64,
     tx_bytes: u64,
     latest_handshake: Option<SystemTime>,
@@ -89,6 +91,7 @@ impl Peer {
             path: settings.endpoint.map(|remote| Path { remote, local: None }),
             settings,
             letters: Allowance::new(),
+            agent: false,
             rx_bytes: 0,
             tx_bytes: 0,
             latest_handshake: None,
@@ -162,6 +165,21 @@ impl Session {
 
     fn has_session(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
+    }
+
+    /// Seals a packet of this agent's own that is to be answered at once, or without a session asks for one. False when
+    /// it goes nowhere.
+    pub(super) fn knock(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        if self.has_session() {
+            return self.say(packet, out, now);
+        }
+        let Some(path) = self.path else { return false };
+        let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(out.spare(), false) else {
+            return false;
+        };
+        let sent = Sent::of(datagram);
+        self.commit(&sent, path, out, now);
+        true
     }
 
     /// Seals a packet of this agent's own. False when it goes nowhere.
