@@ -70,6 +70,15 @@ fn vps() -> Config {
     config
 }
 
+/// The same in the middle of a chain: what home and the phone send leaves by yet another exit.
+fn middle() -> Config {
+    let mut config = vps();
+    config.peers.push(peer("vps2", &["10.88.0.4", "fd88::4"], &[]));
+    config.host.exit.as_mut().unwrap().egress = Egress::Peers(vec!["vps2".to_owned()]);
+    config.host.publish = Vec::new();
+    config
+}
+
 fn route(destination: &str, gateway: Option<&str>, device: &str) -> MainRoute {
     let gateway = gateway.map(|addr| addr.parse::<IpAddr>().unwrap());
     MainRoute { destination: destination.parse().unwrap(), gateway, device: Some(device.to_owned()), metric: 0 }
@@ -115,6 +124,11 @@ fn the_home_server_of_the_example() {
 #[test]
 fn the_vps_of_the_example() {
     check("vps.txt", &vps(), &vps_facts());
+}
+
+#[test]
+fn the_middle_of_a_chain_lets_nothing_out_by_itself() {
+    check("middle.txt", &middle(), &vps_facts());
 }
 
 #[test]

@@ -209,9 +209,10 @@ impl Foreign {
         }
         self.noted = tuple;
         match (way, tuple) {
+            // Also of the usual exit: what it publishes stays with it when another one takes its place.
+            (Way::Usual | Way::Late, Some(tuple)) if tuple::is_syn(packet) => flows.delivered(tuple, peer.index),
             (Way::Usual, Some(tuple)) => flows.corrected(tuple, peer.index),
             (Way::Noted, Some(tuple)) => flows.delivered(tuple, peer.index),
-            (Way::Late, Some(tuple)) if tuple::is_syn(packet) => flows.delivered(tuple, peer.index),
             _ => {}
         }
         true

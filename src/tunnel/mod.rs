@@ -337,6 +337,7 @@ impl Device {
             let mut snapshot = snapshot(&peer.lock(), now);
             if table.beyond.is_exit(&peer.key) {
                 snapshot.settings.allowed_ips.extend(EVERYTHING);
+                snapshot.settings.allowed_ips.sort();
             }
             snapshot
         };

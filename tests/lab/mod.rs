@@ -131,6 +131,38 @@ impl Lab {
         host
     }
 
+    /// One more bridge at home, as home's agent is to know it too, with this container on it: 10.89.`number`.10.
+    pub fn add_bridge(&self, bridge: &str, container: &str, number: u8, egress: &str) -> Namespace {
+        let arguments = [self.topology.id.as_str(), "home", bridge, container, &number.to_string()].map(str::to_owned);
+        let status = Topology::script().arg("bridge").args(arguments).status().expect("bash");
+        assert!(status.success(), "tests/lab/topology.sh bridge {bridge}: {status}");
+        let subnets = format!("\"10.89.{number}.0/24\", \"fd89:{number}::/64\"");
+        let file = self.home.read("meshd.toml");
+        self.home.write(
+            "meshd.toml",
+            &format!("{file}\n[[bridge]]\nname = \"{bridge}\"\nsubnets = [{subnets}]\negress = {egress}\n"),
+        );
+        self.vps.replace("peers/home.toml", "subnets = [", &format!("subnets = [{subnets}, "));
+        Namespace::open(&self.topology.namespace(container))
+    }
+
+    /// One more exit for home on the internet, 198.18.`number`.2 and 2001:db8:`number`::2, from 100 on. Not started.
+    pub fn add_exit(&self, name: &'static str, number: u8) -> Host {
+        let exit = self.add_host(name, number);
+        let host = exit.read("meshd.toml");
+        exit.write("meshd.toml", &format!("{host}\n[exit]\npeers = [\"home\"]\n"));
+        exit.write("peers/home.toml", &self.vps.read("peers/home.toml"));
+        self.home.write(
+            &format!("peers/{name}.toml"),
+            &format!(
+                "public_key = \"{}\"\nendpoint = \"198.18.{number}.2:{PORT}\"\n\
+                 addresses = [\"10.88.0.{number}\", \"fd88::{number}\"]\npersistent_keepalive = 25\n",
+                exit.public_key()
+            ),
+        );
+        exit
+    }
+
     /// A place for a test's own files.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

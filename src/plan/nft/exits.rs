@@ -19,7 +19,8 @@ impl Exits {
     /// From `[exit].interface` or the default routes; nothing when neither an exit nor a published port needs them.
     pub(in super::super) fn new(config: &Config, facts: &HostFacts, warnings: &mut Vec<String>) -> Self {
         let host = &config.host;
-        if host.exit.is_none() && host.publish.is_empty() {
+        let carries = host.exit.as_ref().is_some_and(|exit| exit.egress == Egress::Direct);
+        if !carries && host.publish.is_empty() {
             return Self::default();
         }
         if let Some(interface) = host.exit.as_ref().and_then(|exit| exit.interface.clone()) {
@@ -93,9 +94,9 @@ fn udp_ports(listen_port: Option<u16>) -> Option<String> {
     Some(if below >= above { format!("{FIRST}-{}", port - 1) } else { format!("{}-{}", port + 1, u16::MAX) })
 }
 
-/// The addresses and subnets of the peers whose egress this host carries.
+/// The addresses and subnets of the peers whose egress this host carries itself.
 pub(super) fn exit_clients(config: &Config, family: Family) -> Option<String> {
-    let exit = config.host.exit.as_ref()?;
+    let exit = config.host.exit.as_ref().filter(|exit| exit.egress == Egress::Direct)?;
     let peers: Vec<_> = exit.peers.iter().filter_map(|name| config.peer(name)).collect();
     let addresses = peers.iter().flat_map(|peer| &peer.addresses).map(|&addr| IpNet::from(addr));
     let nets: BTreeSet<IpNet> =

@@ -8,12 +8,15 @@ use super::super::routes::{mesh_networks, remote_networks};
 use super::super::{Family, NftTable};
 use super::guard_name;
 use super::text::{Text, by_family, keyword, names};
-use crate::config::{Bridge, Config, Egress};
+use crate::config::{Bridge, Config, Egress, Lan, Peer};
 
 /// The guard, from the configuration alone, so that it can stand before any interface does.
 pub fn guard(config: &Config) -> Option<NftTable> {
     let guarded = || config.host.bridges.iter().filter(|bridge| bridge.egress != Egress::Direct);
-    guarded().next()?;
+    let chained: BTreeSet<IpNet> = config.chained().flat_map(Peer::networks).collect();
+    if guarded().next().is_none() && chained.is_empty() {
+        return None;
+    }
     let mut spoof = Vec::new();
     let mut forward = Vec::new();
     for bridge in guarded() {
@@ -30,13 +33,35 @@ pub fn guard(config: &Config) -> Option<NftTable> {
         let name = &bridge.name;
         forward.extend(by_family(bridge.subnets.iter(), |ip, set| format!("{ip} saddr {set} goto from-{name}")));
     }
+    let interface = &config.host.interface;
+    forward
+        .extend(by_family(chained.iter(), |ip, set| format!("iifname \"{interface}\" {ip} saddr {set} goto onward")));
     let mut table = Text::new(guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
     table.base_chain("forward", "filter", "forward", "filter - 10", &forward);
     for bridge in guarded() {
         table.chain(&format!("from-{}", bridge.name), &guarded_bridge(config, bridge));
     }
+    if !chained.is_empty() {
+        table.chain("onward", &onward(config));
+    }
     Some(table.finish())
+}
+
+/// Where packets of exit clients may be forwarded that another exit is to carry: not to the internet from here, but in
+/// answer to what this host publishes.
+fn onward(config: &Config) -> Vec<String> {
+    let interface = config.host.interface.as_str();
+    let local = config.host.bridges.iter().map(|bridge| bridge.name.as_str()).chain([interface]);
+    let mut rules = vec![format!("oifname {} accept", names(local.collect()))];
+    let lan = |lan: &Lan| {
+        let ip = keyword(Family::of(&lan.subnet));
+        format!("oifname \"{}\" {ip} daddr {} accept", lan.interface, lan.subnet.trunc())
+    };
+    rules.extend(config.host.lans.iter().map(lan));
+    rules.push("ct direction reply ct status dnat accept".to_owned());
+    rules.push("counter drop".to_owned());
+    rules
 }
 
 /// Whether this guard, of whatever configuration, speaks of what comes from a bridge.
