@@ -113,6 +113,8 @@ fn another_exit_takes_over_and_gives_back() {
     wait_for("both answer", secs(10), || {
         bridge()["exits"].as_array()?.iter().all(|exit| exit["well"] == true).then_some(())
     });
+    // Whether they have agents, which answer, is asked in the first seconds.
+    std::thread::sleep(secs(3));
     let capture = Capture::start(&lab.home, "eth0", MARKER);
     let probes = Probes::start(&lab.nextcloud);
     let connection = Connection::open(&lab, &lab.nextcloud);
@@ -210,8 +212,8 @@ fn egress_changes_by_reload_under_traffic() {
         lab.home.replace("meshd.toml", &format!("egress = \"{from}\""), &format!("egress = \"{to}\""));
         lab.home.meshd(&["reload"]);
     };
-    let probes = Probes::start(&lab.nextcloud);
     let capture = Capture::start(&lab.home, "eth0", MARKER);
+    let probes = Probes::start(&lab.nextcloud);
     let connection = Connection::open(&lab, &lab.nextcloud);
     set("vps", "vps2");
     assert_eq!(seen(&lab.nextcloud), both(VPS2, VPS2_6));
@@ -220,19 +222,22 @@ fn egress_changes_by_reload_under_traffic() {
     set("vps2", "none");
     assert_eq!(seen(&lab.nextcloud), [None, None]);
     assert!(lab.nextcloud.ping(lab::PROXY), "the mesh is still there");
-    drop(connection);
+    drop((connection, probes));
     let closed = capture.finish();
     assert!(closed.leaks.is_empty() && closed.marked == 0, "beside the tunnel: {closed:?}");
 
     // Directly is what was asked for; it also shows that the oracle sees the probes.
     let capture = Capture::start(&lab.home, "eth0", MARKER);
+    let probes = Probes::start(&lab.nextcloud);
     set("none", "direct");
     assert_eq!(seen_by(&lab.nextcloud, WEB).expect("directly"), lab::ISP);
     wait_for("the oracle sees them", secs(5), || (capture.seen().marked > 0).then_some(()));
+    set("direct", "vps");
+    drop(probes);
     drop(capture);
 
-    set("direct", "vps");
     let capture = Capture::start(&lab.home, "eth0", MARKER);
+    let probes = Probes::start(&lab.nextcloud);
     assert_eq!(seen(&lab.nextcloud), both(VPS, VPS6));
     std::thread::sleep(secs(1));
     drop(probes);

@@ -40,6 +40,8 @@ const LIVELY: Duration = Duration::from_secs(5);
 /// After so long an exit counts as gone: one with an agent, which answers, and any other.
 const SILENT: Duration = Duration::from_secs(10);
 const SILENT_STRANGER: Duration = Duration::from_secs(30);
+/// So often a peer is asked whether it has an agent.
+const ASK: u8 = 3;
 /// For so long an earlier exit is well before it is used again.
 const STEADY: Duration = Duration::from_secs(30);
 
@@ -65,6 +67,8 @@ struct Watched {
     /// Whether it has been heard of at all.
     ever: bool,
     agent: bool,
+    /// How often it was asked whether it is one.
+    asked: u8,
     well_since: Option<Instant>,
 }
 
@@ -110,7 +114,7 @@ impl Exits {
             lists.iter().copied().flatten().filter_map(|name| Some(config.peer(name)?.public_key)).collect();
         self.watched.retain(|key, _| keys.contains(key));
         for key in keys {
-            let unheard = Watched { heard: now, ever: false, agent: false, well_since: None };
+            let unheard = Watched { heard: now, ever: false, agent: false, asked: 0, well_since: None };
             self.watched.entry(key).or_insert(unheard);
         }
         self.config = config;
@@ -185,8 +189,16 @@ impl Exits {
             let well = watched.ever && watched.is_well(now);
             watched.well_since = well.then(|| watched.well_since.unwrap_or(now));
         }
-        let quiet = self.watched.iter().filter(|(_, watched)| watched.silence(now) >= QUIET || !watched.ever);
-        quiet.map(|(key, _)| *key).collect()
+        let mut quiet = Vec::new();
+        for (key, watched) in &mut self.watched {
+            // How long its silence may be depends on whether it has an agent, so that is asked at once.
+            let unknown = !watched.agent && watched.asked < ASK;
+            if watched.silence(now) >= QUIET || !watched.ever || unknown {
+                watched.asked += u8::from(unknown && watched.ever);
+                quiet.push(*key);
+            }
+        }
+        quiet
     }
 
     /// Chooses anew where there is a reason; what changed, one line each.

@@ -64,17 +64,20 @@ impl Network {
         (0..self.hosts.len()).find(|&host| !self.hosts[host].received.is_empty())
     }
 
+    /// Straight to home, wherever the sender's own table would send it.
+    fn inject_to_home(&mut self, from: usize, packet: &[u8]) {
+        let (key, now) = (self.key(HOME), self.now());
+        let Host { device, outbox, .. } = &mut self.hosts[from];
+        device.table.load().peers[&key].lock().say(packet, outbox, now);
+        self.transmit(from);
+        self.run(SECOND);
+    }
+
     /// Whether home takes a packet from this peer.
     fn takes(&mut self, from: usize, src: Ipv4Addr, dst: Ipv4Addr) -> bool {
         self.forget();
         let spoofed = self.drops(HOME)[3];
-        // Straight to home, wherever the sender's own table would send it.
-        let key = self.key(HOME);
-        let now = self.now();
-        let Host { device, outbox, .. } = &mut self.hosts[from];
-        device.table.load().peers[&key].lock().say(&packet(src, dst, 1), outbox, now);
-        self.transmit(from);
-        self.run(SECOND);
+        self.inject_to_home(from, &packet(src, dst, 1));
         let taken = !self.hosts[HOME].received.is_empty();
         assert_eq!(self.drops(HOME)[3] - spoofed, u64::from(!taken), "what is not taken is counted");
         taken
@@ -155,6 +158,22 @@ fn another_exit_takes_over_at_once_and_sessions_stay() {
     // What the first one still answers stays with it.
     assert!(network.takes(ONE, CLIENT, BLOG));
     assert_eq!((network.where_to(BLOG, CLIENT), network.where_to(BLOG, WEB)), (Some(ONE), Some(TWO)));
+}
+
+#[test]
+fn what_an_exit_publishes_stays_with_it() {
+    let mut network = Network::with_exits(&[ONE, TWO]);
+    let mut syn = packet(CLIENT, BLOG, 1);
+    (syn[9], syn[33]) = (6, 2);
+    network.inject_to_home(ONE, &syn);
+    let egress = network.home(&[TWO, ONE]).local.egress;
+    network.hosts[HOME].device.set_egress(&egress, network.now());
+    network.forget();
+    let mut answer = packet(BLOG, CLIENT, 1);
+    (answer[9], answer[33]) = (6, 0x12);
+    network.inject(HOME, &answer);
+    network.run(SECOND);
+    assert_eq!((network.hosts[ONE].received.len(), network.hosts[TWO].received.len()), (1, 0));
 }
 
 #[test]
