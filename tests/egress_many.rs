@@ -141,13 +141,6 @@ fn another_exit_takes_over_and_gives_back() {
     assert!((secs(29)..secs(45)).contains(&gave_back), "{gave_back:?}");
     assert_eq!(seen(&lab.nextcloud), both(VPS, VPS6));
     eprintln!("taken over after {took:.1?}, given back {gave_back:.1?} after the return");
-
-    // With neither nothing leaves.
-    lab.vps.end(Signal::SIGKILL);
-    vps2.end(Signal::SIGKILL);
-    assert_eq!(seen(&lab.nextcloud), [None, None]);
-    std::thread::sleep(secs(12));
-    assert_eq!(seen(&lab.nextcloud), [None, None]);
     drop(probes);
     let seen = capture.finish();
     assert!(seen.leaks.is_empty() && seen.marked == 0, "beside the tunnel: {seen:?}");
@@ -197,6 +190,31 @@ fn a_chain_leaves_by_its_last_host_or_not_at_all() {
         assert_eq!((seen.marked, from_home.count()), (0, 0), "{host}: {seen:?}");
         assert!(host == "vps" || seen.leaks.is_empty(), "{host}: {seen:?}");
     }
+}
+
+#[test]
+fn with_no_exit_left_nothing_leaves() {
+    let lab = Lab::new();
+    lab.masquerade_at_home_like_podman();
+    let vps2 = lab.add_exit("vps2", 102);
+    lab.home.replace("meshd.toml", "egress = \"vps\"", "egress = [\"vps\", \"vps2\"]");
+    vps2.up();
+    lab.start();
+    assert_eq!(seen(&lab.nextcloud), both(VPS, VPS6));
+    let capture = Capture::start(&lab.home, "eth0", MARKER);
+    let probes = Probes::start(&lab.nextcloud);
+    lab.vps.end(Signal::SIGKILL);
+    vps2.end(Signal::SIGKILL);
+    assert_eq!(seen(&lab.nextcloud), [None, None]);
+    // Longer than it takes to give them up.
+    std::thread::sleep(secs(12));
+    assert_eq!(seen(&lab.nextcloud), [None, None]);
+    assert_eq!(lab.home.status()["bridges"][0]["egress"], "vps", "it stays as it was");
+    lab.vps.up();
+    wait_for("the first is back", secs(10), || seen_by(&lab.nextcloud, WEB).ok().filter(|seen| seen == VPS));
+    drop(probes);
+    let seen = capture.finish();
+    assert!(seen.leaks.is_empty() && seen.marked == 0, "beside the tunnel: {seen:?}");
 }
 
 #[test]

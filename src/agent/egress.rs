@@ -120,20 +120,17 @@ impl Exits {
         self.config = config;
     }
 
-    /// What the tunnel is to know. What the host itself sends into the tunnel leaves with its first bridge that has an
-    /// exit.
+    /// What the tunnel is to know. What is of no bridge, such as the host itself, its LANs or another peer, reaches through
+    /// the first bridge's exit whom this host does not know and that exit does, a phone for instance.
     pub(super) fn local(&self) -> Local {
         let host = &self.config.host;
-        let addresses: Vec<_> = host.addresses.iter().map(ipnet::IpNet::addr).collect();
         let mut egress = Vec::new();
+        if let Some(first) = host.bridges.iter().find(|bridge| !bridge.egress.exits().is_empty()) {
+            let exits = self.in_order(&first.egress);
+            egress.extend(config::EVERYTHING.map(|source| Egress { source, exits: exits.clone() }));
+        }
         for bridge in &host.bridges {
             let exits = self.in_order(&bridge.egress);
-            if exits.is_empty() {
-                continue;
-            }
-            if egress.is_empty() {
-                egress.extend(addresses.iter().map(|&addr| Egress { source: addr.into(), exits: exits.clone() }));
-            }
             egress.extend(bridge.subnets.iter().map(|&source| Egress { source, exits: exits.clone() }));
         }
         if let Some(exit) = &host.exit {
@@ -141,7 +138,8 @@ impl Exits {
             let networks = self.config.chained().flat_map(config::Peer::networks);
             egress.extend(networks.map(|source| Egress { source, exits: exits.clone() }));
         }
-        Local { egress, bridges: host.bridges.iter().flat_map(|bridge| bridge.subnets.clone()).collect(), addresses }
+        let bridges = host.bridges.iter().flat_map(|bridge| bridge.subnets.clone()).collect();
+        Local { egress, bridges, addresses: host.addresses.iter().map(ipnet::IpNet::addr).collect() }
     }
 
     /// The keys of the exits, the active one first.

@@ -177,7 +177,9 @@ fn each_network_has_its_exits() {
     let egress: Vec<_> = local.egress.iter().map(|egress| (egress.source.to_string(), egress.exits.clone())).collect();
     let (both, one) = (vec![key("vps2"), key("vps1")], vec![key("vps2")]);
     let expected = [
-        ("10.88.0.2/32", both.clone()),
+        ("0.0.0.0/0", both.clone()),
+        ("::/0", both.clone()),
+        ("10.89.2.0/24", Vec::new()),
         ("10.89.3.0/24", both),
         ("10.88.0.13/32", one.clone()),
         ("10.90.13.0/24", one),

@@ -147,6 +147,21 @@ fn a_container_without_an_exit_answers_who_delivers() {
 }
 
 #[test]
+fn what_is_of_no_bridge_has_the_exit_of_everything() {
+    let mut network = Network::with_exits(&[ONE]);
+    let mut settings = network.home(&[]);
+    let everything = Egress { source: net("0.0.0.0/0"), exits: vec![network.key(ONE)] };
+    let none = Egress { source: net("10.89.2.0/24"), exits: Vec::new() };
+    settings.local.egress.extend([everything, none]);
+    network.set(&settings);
+    let home = network.hosts[HOME].inner;
+    assert_eq!((network.where_to(home, WEB), network.where_to(VAULT, WEB)), (Some(ONE), Some(TWO)));
+    assert!(network.takes(ONE, WEB, home) && !network.takes(TWO, WEB, home));
+    assert_eq!(network.where_to(BLOG, WEB), None, "a bridge without exits");
+    assert!(!network.takes(ONE, WEB, BLOG));
+}
+
+#[test]
 fn another_exit_takes_over_at_once_and_sessions_stay() {
     let mut network = Network::with_exits(&[ONE, TWO]);
     assert_eq!(network.where_to(BLOG, WEB), Some(ONE));
