@@ -165,13 +165,11 @@ impl<'a> Reader<'a> {
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
         let (path, value) = self.value(section, name)?;
-        Some(match value.get_ref() {
-            DeValue::Array(items) => self.items(section, &path, name, items, &parse),
-            _ => {
-                let expected = "a string or a list of strings";
-                self.scalar(&section.context, &path, name, value, expected, &parse).into_iter().collect()
-            }
-        })
+        if let DeValue::Array(items) = value.get_ref() {
+            return Some(self.items(section, &path, name, items, &parse));
+        }
+        let expected = "a string or a list of strings";
+        Some(self.scalar(&section.context, &path, name, value, expected, &parse).into_iter().collect())
     }
 
     fn items<T>(

@@ -23,19 +23,16 @@ pub(super) fn routes(
     let mut routes = Table::new();
     main(config, facts, ipv6, &mut routes, warnings);
     for (&table, name) in tables {
-        match config.host.bridges.iter().find(|bridge| bridge.name == *name) {
-            Some(bridge) => {
-                let everything = matches!(bridge.egress, Egress::Peers(_));
-                complete(config, facts, everything, table, ipv6, &mut routes, warnings);
-                for net in &bridge.allow {
-                    allow(config, facts, bridge, net.trunc(), table, &mut routes, warnings);
-                }
+        let bridge = config.host.bridges.iter().find(|bridge| bridge.name == *name);
+        let everything = bridge.is_none_or(|bridge| matches!(bridge.egress, Egress::Peers(_)));
+        complete(config, facts, everything, table, ipv6, &mut routes, warnings);
+        if let Some(bridge) = bridge {
+            for net in &bridge.allow {
+                allow(config, facts, bridge, net.trunc(), table, &mut routes, warnings);
             }
-            None => {
-                complete(config, facts, true, table, ipv6, &mut routes, warnings);
-                for lan in config.host.lans.iter().filter(|lan| lan.subnet.addr().is_ipv4() || facts.ipv6) {
-                    copy(config, facts, lan.subnet.trunc(), table, &mut routes);
-                }
+        } else {
+            for lan in config.host.lans.iter().filter(|lan| lan.subnet.addr().is_ipv4() || facts.ipv6) {
+                copy(config, facts, lan.subnet.trunc(), table, &mut routes);
             }
         }
     }
