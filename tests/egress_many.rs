@@ -138,6 +138,7 @@ fn another_exit_takes_over_and_gives_back() {
     let returned = Instant::now();
     wait_for("the first has it again", secs(60), || by(VPS));
     let gave_back = returned.elapsed();
+    assert_eq!(bridge()["egress"], "vps");
     assert!((secs(29)..secs(45)).contains(&gave_back), "{gave_back:?}");
     assert_eq!(seen(&lab.nextcloud), both(VPS, VPS6));
     eprintln!("taken over after {took:.1?}, given back {gave_back:.1?} after the return");

@@ -189,6 +189,19 @@ fn what_an_exit_publishes_stays_with_it() {
     network.inject(HOME, &answer);
     network.run(SECOND);
     assert_eq!((network.hosts[ONE].received.len(), network.hosts[TWO].received.len()), (1, 0));
+
+    // The same port begins a connection of its own: it leaves by the exit, and stays with it.
+    let mut own = answer.clone();
+    own[33] = 2;
+    network.forget();
+    network.inject(HOME, &own);
+    network.run(SECOND);
+    syn[33] = 0x12;
+    network.inject_to_home(TWO, &syn);
+    own[33] = 0x10;
+    network.inject(HOME, &own);
+    network.run(SECOND);
+    assert_eq!((network.hosts[ONE].received.len(), network.hosts[TWO].received.len()), (0, 2));
 }
 
 #[test]
