@@ -496,8 +496,13 @@ fn the_whole_of_the_filter_is_accepted_by_nft() {
         config.host.publish[0].protocol = meshd::config::Protocol::Udp;
         config.host.publish.push(meshd::config::Publish {
             protocol: meshd::config::Protocol::Tcp,
-            port: 8443,
+            ports: 8443.into(),
             to: "[fd89:2::10]:443".parse().unwrap(),
+        });
+        config.host.publish.push(meshd::config::Publish {
+            protocol: meshd::config::Protocol::Udp,
+            ports: meshd::config::PortRange { first: 9000, last: 9002 },
+            to: "[fd89:2::10]:53".parse().unwrap(),
         });
         let mut guarded = home().host.bridges[0].clone();
         guarded.name = "br-2.x".to_owned();

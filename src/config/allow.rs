@@ -63,7 +63,8 @@ fn place(text: &str) -> Result<Place, String> {
     }
 }
 
-fn ports(text: &str) -> Result<Ports, String> {
+/// `tcp/443` or `udp/60000-61000`.
+pub fn ports(text: &str) -> Result<Ports, String> {
     let wrong = || format!("{} are no ports; expected such as tcp/443 or udp/60000-61000", quote(text));
     let (protocol, range) = text.split_once('/').ok_or_else(wrong)?;
     let protocol = match protocol {

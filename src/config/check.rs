@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::file::{FileLines, Files};
 use super::problem::{Problem, Problems, list_of_names, quote};
 use super::value::overlap;
-use super::{Config, Egress, Endpoint, Peer, Place, Protocol};
+use super::{Config, Egress, Endpoint, Peer, Place, Protocol, Publish};
 use crate::channel::address;
 
 /// Everything that is wrong between the files.
@@ -282,18 +282,32 @@ impl Check<'_> {
     /// A port leads to one container that the mesh can reach.
     fn published(&mut self) {
         let config = self.config;
-        let mut seen = HashMap::new();
         for (index, publish) in config.host.publish.iter().enumerate() {
-            let (port, to) = (publish.port, quote(&publish.to.to_string()));
-            let protocol = publish.protocol;
+            let Publish { protocol, ports, to } = *publish;
             let key = |name: &str| format!("publish[{index}].{name}");
-            if let Some(other) = seen.insert((publish.protocol, port), publish.to) {
-                let message = format!("publish: {protocol} port {port} leads to {other} already; write another port");
+            let clashes = |other: &&Publish| {
+                other.protocol == protocol && other.ports.overlap(ports) && other.to.is_ipv4() == to.is_ipv4()
+            };
+            if let Some(other) = config.host.publish[..index].iter().find(clashes) {
+                let which = if other.ports == ports { String::new() } else { format!(" as part of {}", other.ports) };
+                let message = format!(
+                    "publish: {protocol} port {ports} leads to {}{which} already; write another port",
+                    other.to
+                );
                 self.host_problem(&key("port"), message);
             }
-            if publish.protocol == Protocol::Udp && port == config.host.listen_port {
-                let message = format!("publish: udp port {port} is listen_port, the tunnel's own; write another port");
+            if protocol == Protocol::Udp && ports.contains(config.host.listen_port) {
+                let own = config.host.listen_port;
+                let what = if ports == own.into() { "is".to_owned() } else { format!("holds {own},") };
+                let message =
+                    format!("publish: udp port {ports} {what} listen_port, the tunnel's own; write another port");
                 self.host_problem(&key("port"), message);
+            }
+            let to = quote(&to.to_string());
+            if publish.last_target().is_none() {
+                let count = ports.last - ports.first + 1;
+                let message = format!("publish: to {to} with {count} ports runs past 65535; write a lower port");
+                self.host_problem(&key("to"), message);
             }
             let bridges = config.host.bridges.iter().flat_map(|bridge| &bridge.subnets);
             let peers = config.peers.iter().flat_map(|peer| &peer.subnets);

@@ -9,7 +9,7 @@ use zeroize::Zeroize as _;
 
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
-use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish, allow, check, value};
+use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Publish, allow, check, value};
 use crate::key::{KeyError, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
@@ -194,19 +194,15 @@ fn exit(reader: &mut Reader<'_>, mut at: Section<'_>) -> Exit {
 }
 
 fn publish(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Publish> {
-    let protocol = reader.required(&mut at, "protocol", "\"tcp\"", |text| match text {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        _ => Err("expected \"tcp\" or \"udp\"".to_owned()),
-    });
+    let protocol = reader.required(&mut at, "protocol", "\"tcp\"", value::protocol);
     if !at.has("port") {
         let line = at.line();
-        reader.problem(line, "publish: missing port; write port = 443".into());
+        reader.problem(line, "publish: missing port; write port = 443 or port = \"8000-8010\"".into());
     }
-    let port = reader.integer(&mut at, "port", 1..=u16::MAX, "");
+    let ports = reader.number_or_string(&mut at, "port", value::ports);
     let to = reader.required(&mut at, "to", "\"10.89.2.10:443\"", value::target);
     reader.finish(&at);
-    Some(Publish { protocol: protocol?, port: port?, to: to? })
+    Some(Publish { protocol: protocol?, ports: ports?, to: to? })
 }
 
 fn peer(

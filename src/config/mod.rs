@@ -24,7 +24,7 @@ use ipnet::IpNet;
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
-pub use allow::{Allow, Place, Ports, allow};
+pub use allow::{Allow, Place, Ports, allow, ports};
 pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
 pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
@@ -113,15 +113,24 @@ pub struct Exit {
     pub interface: Option<String>,
 }
 
-/// A port of this host handed to a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Ports of this host handed to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The port on this host.
-    pub port: u16,
-    /// The container's address and port.
+    /// The ports on this host.
+    pub ports: PortRange,
+    /// The container's address, and its port for the first of `ports`; the others follow in order.
     pub to: SocketAddr,
+}
+
+/// One port or several in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// At least 1.
+    pub first: u16,
+    /// At least `first`.
+    pub last: u16,
 }
 
 /// A transport protocol with ports.
@@ -172,10 +181,68 @@ pub enum Endpoint {
     Name(String, u16),
 }
 
+impl Publish {
+    /// The container's last port, if there is one of that number.
+    pub fn last_target(&self) -> Option<u16> {
+        self.to.port().checked_add(self.ports.last - self.ports.first)
+    }
+}
+
+impl PortRange {
+    /// Whether one of them is `port`.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// Whether they have a port in common.
+    pub fn overlap(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl From<u16> for PortRange {
+    fn from(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+}
+
+impl fmt::Display for PortRange {
+    /// `443` or `8000-8010`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        if self.first == self.last { Ok(()) } else { write!(f, "-{}", self.last) }
+    }
+}
+
+impl fmt::Display for Publish {
+    /// `tcp/443`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.protocol, self.ports)
+    }
+}
+
 impl Config {
     /// A peer by name.
     pub fn peer(&self, name: &str) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.name == name)
+    }
+
+    /// Whether a peer may publish a port to a container whose bridge does not leave through the tunnel anyway.
+    pub fn answers_need_marks(&self) -> bool {
+        self.peers.iter().any(|peer| !peer.limited())
+            && self.host.bridges.iter().any(|bridge| !matches!(bridge.egress, Egress::Peer(_)))
+    }
+
+    /// Whether this host publishes a port to a container on a bridge of its own whose packets do not follow main.
+    pub fn publishes_to_egress_bridge(&self) -> bool {
+        let bridge = |publish| self.bridge_of(publish);
+        self.host.publish.iter().filter_map(bridge).any(|bridge| bridge.egress != Egress::Direct)
+    }
+
+    /// The local bridge on which a published port's container is.
+    pub fn bridge_of(&self, publish: &Publish) -> Option<&Bridge> {
+        let holds = |bridge: &&Bridge| bridge.subnets.iter().any(|net| net.contains(&publish.to.ip()));
+        self.host.bridges.iter().find(holds)
     }
 
     /// What a peer may send from and is sent to: its addresses and subnets, and everything when a local bridge

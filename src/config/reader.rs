@@ -188,6 +188,28 @@ impl<'a> Reader<'a> {
         number
     }
 
+    /// A whole number or a string, either of which `parse` gets as text.
+    pub(super) fn number_or_string<T>(
+        &mut self,
+        section: &mut Section<'_>,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let (path, value) = self.value(section, name)?;
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return self.scalar(&section.context, &path, name, value, "a whole number or a string", &parse);
+        };
+        let number = i64::from_str_radix(integer.as_str(), integer.radix());
+        match parse(&number.map(|number| number.to_string()).unwrap_or_default()) {
+            Ok(parsed) => Some(parsed),
+            Err(why) => {
+                let message = format!("{}{name} {}: {why}", section.context, self.raw(value));
+                self.problem(self.lines.of(&path), message);
+                None
+            }
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, section: &mut Section<'_>, name: &'static str) -> Option<bool> {
         let (path, value) = self.value(section, name)?;

@@ -121,7 +121,11 @@ to = "10.89.2.10:443"
                 }],
                 lans: vec![Lan { subnet: net("192.168.1.0/24"), interface: "eth0".into(), masquerade: false }],
                 exit: Some(Exit { peers: vec!["phone".into()], interface: Some("eth0".into()) }),
-                publish: vec![Publish { protocol: Protocol::Tcp, port: 443, to: "10.89.2.10:443".parse().unwrap() }],
+                publish: vec![Publish {
+                    protocol: Protocol::Tcp,
+                    ports: 443.into(),
+                    to: "10.89.2.10:443".parse().unwrap()
+                }],
             },
             private_key: OWN.parse().unwrap(),
             peers: vec![
@@ -336,6 +340,31 @@ fn a_published_port_leads_to_one_container_in_the_mesh() {
         host_says(&publish("tcp", 443, to), &[]);
     }
     host_says(&publish("tcp", 51820, "10.89.2.10:443"), &[]);
+    let both = [publish("tcp", 443, "10.89.2.10:443"), publish("tcp", 443, "[fd89:2::10]:443")].concat();
+    host_says(&both, &[]);
+    let range = |protocol: &str, ports: &str, to: &str| {
+        publish(protocol, 1, to).replace("port = 1", &format!("port = \"{ports}\""))
+    };
+    let apart = [range("tcp", "8000-8010", "10.89.2.10:9000"), range("tcp", "8011-8020", "10.89.2.10:8011")].concat();
+    host_says(&apart, &[]);
+    host_says(
+        &[range("tcp", "8000-8010", "10.89.2.10:9000"), publish("tcp", 8010, "10.89.2.11:80")].concat(),
+        &[
+            "meshd.toml:13: publish: tcp port 8010 leads to 10.89.2.10:9000 as part of 8000-8010 already; write another port",
+        ],
+    );
+    host_says(
+        &range("udp", "51000-52000", "10.89.2.10:51000"),
+        &["meshd.toml:9: publish: udp port 51000-52000 holds 51820, listen_port, the tunnel's own; write another port"],
+    );
+    host_says(
+        &range("tcp", "8000-8010", "10.89.2.10:65530"),
+        &["meshd.toml:10: publish: to \"10.89.2.10:65530\" with 11 ports runs past 65535; write a lower port"],
+    );
+    host_says(
+        &range("tcp", "8010-8000", "10.89.2.10:80"),
+        &["meshd.toml:9: publish: port \"8010-8000\": runs backwards; write 8000-8010"],
+    );
     host_says(
         &publish("udp", 51820, "10.89.2.10:443"),
         &["meshd.toml:9: publish: udp port 51820 is listen_port, the tunnel's own; write another port"],

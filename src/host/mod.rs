@@ -17,6 +17,7 @@ mod files;
 mod guard;
 mod journal;
 mod kept;
+mod listeners;
 mod netlink;
 mod news;
 mod nft;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
 pub use guard::{GuardState, KeptGuard};
+pub use listeners::{Listener, listener};
 pub use news::{Actor, News};
 pub use rivals::Rivals;
 pub use watch::Watch;
@@ -130,7 +132,8 @@ impl Reconciler {
     pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
         let journal = self.store.peek()?;
         let snapshot = Snapshot::read(&self.netlink).await?;
-        let (desired, warnings) = desired(config, &self.facts_of(&snapshot));
+        let (desired, mut warnings) = desired(config, &self.facts_of(&snapshot));
+        warnings.extend(listeners::warnings(config));
         let actual = self.actual(&snapshot, &desired, &journal).await?;
         Ok(Outcome { changes: diff(&desired, &actual), warnings })
     }
@@ -167,6 +170,7 @@ impl Reconciler {
         if let Err(error) = self.keep_guard(config) {
             outcome.warnings.push(format!("{error}; a boot at which the configuration cannot be read has no guard"));
         }
+        outcome.warnings.extend(listeners::warnings(config));
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
     }
 
@@ -388,7 +392,7 @@ fn record(journal: &mut Journal, changes: &[Change], snapshot: &Snapshot, interf
     for change in changes {
         match change {
             Change::AddRoute(route) if route.table != TABLE_MAIN => _ = journal.tables.insert(route.table),
-            Change::AddRule(rule) => _ = journal.tables.insert(rule.table),
+            Change::AddRule(rule) if rule.table != TABLE_MAIN => _ = journal.tables.insert(rule.table),
             // The tunnel's own go with it.
             Change::SetSysctl { key, .. } if key.link != interface => {
                 record_sysctl(journal, key, snapshot, None)?;

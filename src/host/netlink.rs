@@ -16,7 +16,7 @@ use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec};
 use tokio::task::JoinHandle;
 
 use super::Error;
-use crate::plan::{Family, LinkSetting, MainRoute, NextHop, ROUTE_PROTOCOL, Route, Rule, Selector, TABLE_MAIN};
+use crate::plan::{Family, LinkSetting, MainRoute, NextHop, ROUTE_PROTOCOL, Route, Rule, Selector, TABLE_MAIN, marks};
 
 /// A connection to the kernel's routing state in the network namespace of the thread that opened it.
 pub struct Netlink {
@@ -395,11 +395,14 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
     if *action != RuleAction::ToTable || *tos != 0 || *dst_len != 0 || flags.contains(RuleFlags::Invert) {
         return None;
     }
-    let (mut iif, mut from, mut priority, mut table) = (None, None, 0, u32::from(message.header.table));
+    let (mut iif, mut from, mut mark, mut mask) = (None, None, None, None);
+    let (mut priority, mut table) = (0, u32::from(message.header.table));
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Iifname(name) => iif = Some(name.clone()),
             RuleAttribute::Source(addr) => from = IpNet::new(*addr, message.header.src_len).ok(),
+            RuleAttribute::FwMark(bits) => mark = Some(*bits),
+            RuleAttribute::FwMask(bits) => mask = Some(*bits),
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::Protocol(RouteProtocol::Kernel)
@@ -409,9 +412,10 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
             _ => return None,
         }
     }
-    let selector = match (iif, from) {
-        (Some(name), None) => Selector::Iif(name),
-        (None, Some(net)) => Selector::From(net),
+    let selector = match (iif, from, mark, mask) {
+        (Some(name), None, None, None) => Selector::Iif(name),
+        (None, Some(net), None, None) => Selector::From(net),
+        (None, None, Some(mark), Some(marks::MASK)) => Selector::Mark(mark),
         _ => return None,
     };
     Some(Rule { priority, family, selector, table })
@@ -430,6 +434,10 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         Selector::From(net) => {
             message.header.src_len = net.prefix_len();
             message.attributes.push(RuleAttribute::Source(net.addr()));
+        }
+        Selector::Mark(mark) => {
+            message.attributes.push(RuleAttribute::FwMark(*mark));
+            message.attributes.push(RuleAttribute::FwMask(marks::MASK));
         }
     }
     message

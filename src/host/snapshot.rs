@@ -8,7 +8,7 @@ use super::netlink::{self, Address, Links, Netlink, OtherRoute};
 use super::sysctl;
 use crate::plan::{
     ActualState, DesiredState, Family, HostFacts, Link, NftActual, PRIORITY_FROM, Route, Rule, Selector, Sysctl,
-    SysctlKey, TABLE_MAIN, tables,
+    SysctlKey, TABLE_MAIN, marks, tables,
 };
 use rtnetlink::packet_route::route::RouteMessage;
 
@@ -36,7 +36,10 @@ impl Snapshot {
         for &family in &snapshot.families {
             let rules = netlink.rules(family).await?;
             snapshot.rules.extend(rules.iter().filter_map(netlink::parse_rule));
-            let outlines = || rules.iter().map(netlink::rule_outline);
+            // Those by mark lead to main too, and are an agent's.
+            let by_mark =
+                |rule: &&_| matches!(netlink::parse_rule(rule), Some(Rule { selector: Selector::Mark(_), .. }));
+            let outlines = || rules.iter().filter(|rule| !by_mark(rule)).map(netlink::rule_outline);
             let others = outlines().filter(|(_, table)| !table.is_some_and(tables::is_an_agents));
             let before = others.map(|(priority, _)| priority).filter(|priority| OURS.contains(priority)).min();
             snapshot.rule_before = [snapshot.rule_before, before].into_iter().flatten().min();
@@ -91,7 +94,10 @@ impl Snapshot {
         filter: NftActual,
     ) -> Result<ActualState, Error> {
         let tables = self.own_tables(interface, desired, journal);
-        let ours = |rule: &&Rule| OURS.contains(&rule.priority) && tables.contains(&rule.table);
+        let ours = |rule: &&Rule| match rule.selector {
+            Selector::Mark(mark) => OURS.contains(&rule.priority) && own_marks(interface).contains(&mark),
+            _ => OURS.contains(&rule.priority) && tables.contains(&rule.table),
+        };
         let rules = self.rules.iter().filter(ours).cloned().collect();
 
         let own_main = |message| netlink::own_main_route(message, &self.links, interface);
@@ -126,6 +132,7 @@ impl Snapshot {
     fn own_tables(&self, interface: &str, desired: &DesiredState, journal: &Journal) -> BTreeSet<u32> {
         let by_rule = self.rules.iter().filter_map(|rule| match &rule.selector {
             Selector::Iif(bridge) if tables::number(interface, bridge) == rule.table => Some(rule.table),
+            Selector::Mark(_) if tables::number(interface, interface) == rule.table => Some(rule.table),
             _ => None,
         });
         desired.tables.keys().copied().chain(journal.tables.iter().copied()).chain(by_rule).collect()
@@ -149,6 +156,10 @@ impl Snapshot {
         }
         Ok(sysctls)
     }
+}
+
+fn own_marks(interface: &str) -> [u32; 2] {
+    [marks::back_into_tunnel(interface), marks::back_by_main(interface)]
 }
 
 /// `fe80::/10` (RFC 4291, section 2.5.6).

@@ -11,6 +11,7 @@
 //!
 //! ```text
 //! 0      from all lookup local            the host's own addresses stay reachable
+//! 87     from all fwmark M lookup R       answers to what a peer publishes (only where T would not lead to it)
 //! 88     from all iif br0 lookup T        what its containers send
 //! 89     from 10.89.2.0/24 lookup T       the reverse-path lookup of what they receive (strict rp_filter), host sockets
 //! 32766  from all lookup main                bound to the bridge's address
@@ -20,14 +21,17 @@
 //! it stands a guard in nft that knows nothing of routes ([`nft`]). A bridge with egress `direct` has none of this: it
 //! follows main, which also holds the routes to the peers' subnets for the host itself.
 //!
+//! Answers to published ports are the one exception: [`marks`].
+//!
 //! # What is ours
 //!
-//! Rules: priority 1 to 89 into a table of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
+//! Rules: priority 1 to 89, into a table of ours or with a mark of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
 //! [`ROUTE_PROTOCOL`] on the tunnel's device. nft: the tables [`nft::guard_name`] and [`nft::filter_name`]. Sysctls: those
 //! in the journal. Agents with other interface names can therefore share a network namespace.
 
 mod diff;
 mod facts;
+pub mod marks;
 pub mod nft;
 mod routes;
 mod state;
@@ -47,6 +51,8 @@ use crate::config::Config;
 
 /// Marks our routes (`rtm_protocol`). Free in iproute2's `rt_protos`, and above 4, so that the kernel passes it through.
 pub const ROUTE_PROTOCOL: u8 = 88;
+/// Of the rules by mark, unless somebody's rule comes before it.
+pub const PRIORITY_MARK: u32 = 87;
 /// Of the `iif BRIDGE` rules, unless somebody's rule comes before it. Below 100, for other VPNs use 100 and more. A rule that is
 /// added without a priority goes above the topmost one after `local` (`fib_default_rule_pref` in net/core/fib_rules.c), so
 /// above ours: then ours move above it.

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::state::default_metric;
-use super::{Family, HostFacts, NextHop, PRIORITY_FROM, PRIORITY_IIF, Route, Rule, Selector, TABLE_MAIN};
+use super::{
+    Family, HostFacts, NextHop, PRIORITY_FROM, PRIORITY_IIF, PRIORITY_MARK, Route, Rule, Selector, TABLE_MAIN, marks,
+};
 use crate::config::{Bridge, Config, Egress};
 
 /// What the kernel takes as the same route, and where it leads. The first entry of a key stays: on a conflict the tunnel
@@ -23,36 +25,52 @@ pub(super) fn routes(
     let mut routes = Table::new();
     main(config, facts, ipv6, &mut routes, warnings);
     for (&table, name) in tables {
-        for bridge in config.host.bridges.iter().filter(|bridge| bridge.name == *name) {
-            egress(config, facts, bridge, table, ipv6, &mut routes, warnings);
+        match config.host.bridges.iter().find(|bridge| bridge.name == *name) {
+            Some(bridge) => {
+                let everything = matches!(bridge.egress, Egress::Peer(_));
+                complete(config, facts, everything, table, ipv6, &mut routes, warnings);
+                for net in &bridge.allow {
+                    allow(config, facts, bridge, net.trunc(), table, &mut routes, warnings);
+                }
+            }
+            None => complete(config, facts, true, table, ipv6, &mut routes, warnings),
         }
     }
     let route = |((table, destination, metric), next_hop)| Route { table, destination, metric, next_hop };
     routes.into_iter().map(route).collect()
 }
 
-/// The rules into the bridges' tables. They name interfaces, so they need none to exist.
+/// The rules into the bridges' tables, and those of what is published. They name interfaces, so they need none to exist.
 pub(super) fn rules(
     config: &Config,
     facts: &HostFacts,
     tables: &BTreeMap<u32, String>,
     warnings: &mut Vec<String>,
 ) -> BTreeSet<Rule> {
+    let interface = &config.host.interface;
     let mut rules = BTreeSet::new();
-    let (iif, from) = match facts.rule_before {
-        Some(other) if other >= 3 => (other - 2, other - 1),
+    let usual = (PRIORITY_MARK, PRIORITY_IIF, PRIORITY_FROM);
+    let (mark, iif, from) = match facts.rule_before {
+        Some(other) if other >= 4 => (other - 3, other - 2, other - 1),
         Some(other) if !tables.is_empty() => {
             warnings.push(format!(
                 "a rule of priority {other} leaves no room for ours before it; give it a higher number than {PRIORITY_FROM}"
             ));
-            (PRIORITY_IIF, PRIORITY_FROM)
+            usual
         }
-        _ => (PRIORITY_IIF, PRIORITY_FROM),
+        _ => usual,
     };
+    let marked = |family, of, table| Rule { priority: mark, family, selector: Selector::Mark(of), table };
+    if config.publishes_to_egress_bridge() {
+        rules.extend(families(facts).map(|family| marked(family, marks::back_by_main(interface), TABLE_MAIN)));
+    }
     for (&table, name) in tables {
-        for family in families(facts) {
-            rules.insert(Rule { priority: iif, family, selector: Selector::Iif(name.clone()), table });
-        }
+        rules.extend(families(facts).map(|family| {
+            if name == interface {
+                return marked(family, marks::back_into_tunnel(interface), table);
+            }
+            Rule { priority: iif, family, selector: Selector::Iif(name.clone()), table }
+        }));
         let subnets =
             config.host.bridges.iter().filter(|bridge| bridge.name == *name).flat_map(|bridge| &bridge.subnets);
         for net in subnets.filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
@@ -99,11 +117,12 @@ fn main(config: &Config, facts: &HostFacts, ipv6: bool, routes: &mut Table, warn
     }
 }
 
-/// The table of one egress bridge.
-fn egress(
+/// A table that needs no main to fall through to: local bridges, the mesh and, if `everything` is to go there, a
+/// default through the tunnel.
+fn complete(
     config: &Config,
     facts: &HostFacts,
-    bridge: &Bridge,
+    everything: bool,
     table: u32,
     ipv6: bool,
     routes: &mut Table,
@@ -130,14 +149,11 @@ fn egress(
     let tunnel = through(&config.host.interface);
     let mut networks = mesh_networks(config);
     networks.extend(remote_networks(config));
-    if matches!(bridge.egress, Egress::Peer(_)) {
+    if everything {
         networks.extend(families(facts).map(Family::everything));
     }
     for net in networks.into_iter().filter(|net| ipv6 || net.addr().is_ipv4()) {
         insert(routes, table, net, tunnel.clone());
-    }
-    for net in &bridge.allow {
-        allow(config, facts, bridge, net.trunc(), table, routes, warnings);
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ROUTE_PROTOCOL, TABLE_MAIN, tables};
+use super::{ROUTE_PROTOCOL, TABLE_MAIN, marks, tables};
 use crate::config::EVERYTHING;
 
 /// What the kernel should hold.
@@ -20,7 +20,7 @@ pub struct DesiredState {
     pub addresses: BTreeSet<IpNet>,
     /// In our tables and, through the tunnel, in main.
     pub routes: BTreeSet<Route>,
-    /// Into our tables.
+    /// Into our tables, and by our marks into main.
     pub rules: BTreeSet<Rule>,
     /// `None` when no bridge needs one.
     pub guard: Option<NftTable>,
@@ -28,7 +28,7 @@ pub struct DesiredState {
     pub filter: Option<NftTable>,
     /// Values by key.
     pub sysctls: BTreeMap<SysctlKey, String>,
-    /// Table numbers to the bridges that they serve.
+    /// Table numbers to the bridges that they serve; the one for answers to publishing peers has the tunnel's name.
     pub tables: BTreeMap<u32, String>,
 }
 
@@ -41,7 +41,7 @@ pub struct ActualState {
     pub addresses: BTreeSet<IpNet>,
     /// All of our tables; of main what carries our protocol number on the tunnel's device.
     pub routes: BTreeSet<Route>,
-    /// Those into our tables at our priorities.
+    /// Those into our tables at our priorities, and those by our marks.
     pub rules: BTreeSet<Rule>,
     /// The guard.
     pub guard: NftActual,
@@ -119,6 +119,8 @@ pub enum Selector {
     Iif(String),
     /// Those from this network.
     From(IpNet),
+    /// Those with this mark in the bits of [`marks::MASK`].
+    Mark(u32),
 }
 
 /// An nft table of family `inet`.
@@ -245,8 +247,10 @@ impl Rule {
         let selector = match &self.selector {
             Selector::Iif(device) => format!("iif {device}"),
             Selector::From(net) => format!("from {net}"),
+            Selector::Mark(mark) => format!("fwmark {mark:#x}/{:#x}", marks::MASK),
         };
-        let (flag, priority, table) = (self.family.flag(), self.priority, self.table);
+        let (flag, priority) = (self.family.flag(), self.priority);
+        let table = if self.table == TABLE_MAIN { "main".to_owned() } else { self.table.to_string() };
         format!("ip{flag} rule {verb} pref {priority} {selector} lookup {table} protocol kernel")
     }
 }

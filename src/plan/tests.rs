@@ -6,7 +6,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish};
+use crate::config::{Bridge, Config, Egress, Exit, Host, Lan, Peer, PortRange, Protocol, Publish};
 use crate::key::PrivateKey;
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
@@ -65,7 +65,7 @@ fn vps() -> Config {
     let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], vec![br0], peers);
     config.host.exit = Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None });
     let to = "10.89.2.10:443".parse().unwrap();
-    config.host.publish = vec![Publish { protocol: Protocol::Tcp, port: 443, to }];
+    config.host.publish = vec![Publish { protocol: Protocol::Tcp, ports: 443.into(), to }];
     config
 }
 
@@ -134,6 +134,45 @@ fn a_host_with_a_lan_and_no_forced_forwarding() {
     facts.links.get_mut("eth0").unwrap().accept_ra = Some(1);
     facts.links.get_mut("eth0").unwrap().autoconfigured = true;
     check("home-lan.txt", &config, &facts);
+}
+
+/// Everything that publishing can ask for: ranges, both families, a bridge of its own that leaves elsewhere, a peer's address.
+fn publisher() -> Config {
+    let mut config = vps();
+    let br1 = bridge(&["10.89.9.0/24", "fd89:9::/64"], Egress::Peer("home".to_owned()), &[]);
+    config.host.bridges.push(Bridge { name: "br1".to_owned(), ..br1 });
+    let publish = |protocol, first, last, to: &str| Publish {
+        protocol,
+        ports: PortRange { first, last },
+        to: to.parse().unwrap(),
+    };
+    config.host.publish = vec![
+        publish(Protocol::Tcp, 443, 443, "10.89.2.10:443"),
+        publish(Protocol::Tcp, 443, 443, "[fd89:2::10]:8443"),
+        publish(Protocol::Udp, 8000, 8010, "10.89.1.10:8000"),
+        publish(Protocol::Udp, 9000, 9002, "[fd89:9::10]:53"),
+        publish(Protocol::Tcp, 22, 22, "10.88.0.2:22"),
+    ];
+    config
+}
+
+#[test]
+fn a_publisher() {
+    let mut facts = vps_facts();
+    facts.links.insert("br1".to_owned(), Link { index: 5, up: true, ipv6: true, ..Link::default() });
+    check("publisher.txt", &publisher(), &facts);
+}
+
+#[test]
+fn the_tunnels_port_is_never_published() {
+    let mut config = publisher();
+    config.host.listen_port = 0;
+    let text = |running| {
+        let facts = HostFacts { listen_port: Some(running), ..vps_facts() };
+        desired(&config, &facts).0.filter.unwrap().text
+    };
+    assert!(text(8005).contains("udp dport 8005 return"));
+    assert!(!text(40000).contains("udp dport 40000"));
 }
 
 /// The state that results when all changes are made.
@@ -318,8 +357,15 @@ fn withholding_the_tunnel_keeps_egress_closed() {
 }
 
 #[test]
-fn a_direct_bridge_has_no_table_rule_or_guard() {
+fn a_direct_bridge_has_no_table_rule_or_guard_but_for_what_peers_publish() {
     let (state, _) = desired(&vps(), &vps_facts());
+    assert!(state.guard.is_none());
+    assert!(state.rules.iter().all(|rule| matches!(rule.selector, Selector::Mark(_))));
+    let mut config = vps();
+    config.peers.clear();
+    config.host.exit = None;
+    config.host.publish.clear();
+    let (state, _) = desired(&config, &vps_facts());
     assert!(state.tables.is_empty() && state.rules.is_empty() && state.guard.is_none());
     assert!(state.routes.iter().all(|route| route.table == TABLE_MAIN));
 }

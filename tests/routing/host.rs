@@ -205,6 +205,6 @@ pub fn vps() -> Config {
     let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], br0, peers);
     config.host.exit = Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None });
     let to = "10.89.2.10:443".parse().unwrap();
-    config.host.publish = vec![Publish { protocol: Protocol::Tcp, port: 443, to }];
+    config.host.publish = vec![Publish { protocol: Protocol::Tcp, ports: 443.into(), to }];
     config
 }

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 use super::super::routes::{mesh_networks, remote_networks};
 use super::super::{Family, NftTable};
-use super::guard_name;
 use super::text::{Text, by_family, keyword, names};
+use super::{errors, guard_name, publish};
 use crate::config::{Bridge, Config, Egress};
 
 /// The guard, from the configuration alone, so that it can stand before any interface does.
@@ -33,6 +33,8 @@ pub fn guard(config: &Config) -> Option<NftTable> {
     let mut table = Text::new(guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
     table.base_chain("forward", "filter", "forward", "filter - 10", &forward);
+    let errors: Vec<String> = guarded().flat_map(|bridge| errors::errors(config, bridge)).collect();
+    table.base_chain("output", "filter", "output", "filter - 10", &errors);
     for bridge in guarded() {
         table.chain(&format!("from-{}", bridge.name), &guarded_bridge(config, bridge));
     }
@@ -57,6 +59,7 @@ fn guarded_bridge(config: &Config, bridge: &Bridge) -> Vec<String> {
         local.insert(interface);
     }
     rules.insert(0, format!("oifname {} accept", names(local)));
+    rules.extend(publish::answers(config, &bridge.egress));
     let allow = bridge.allow.iter().filter(|net| net.prefix_len() > 0);
     rules.extend(by_family(allow, |ip, set| format!("oifname != \"{interface}\" {ip} daddr {set} accept")));
     rules.push("counter drop".to_owned());
