@@ -14,6 +14,7 @@ mod man;
 mod page;
 mod peer;
 mod plan;
+mod publish;
 mod reload;
 mod running;
 mod show;
@@ -70,6 +71,8 @@ enum Command {
     Bench(bench::Args),
     /// Add, list, show and remove peers
     Peer(peer::Args),
+    /// List, add and remove published ports
+    Publish(publish::Args),
     /// Print a new private key
     Genkey(keys::Genkey),
     /// Print the public key of the private key on standard input
@@ -110,6 +113,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Guard(args) => guard::run(args, dirs),
         Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
+        Command::Publish(args) => publish::run(args, dirs),
         Command::Genkey(args) => keys::genkey(args),
         Command::Pubkey(args) => keys::pubkey(args),
         Command::Genpsk(args) => keys::genpsk(args),
