@@ -131,6 +131,29 @@ impl Lab {
         host
     }
 
+    /// One more container on a host's bridge: 10.89.`subnet`.11 and fd89:`subnet`::11.
+    pub fn add_container(&self, host: &Host, name: &str, subnet: u8) -> Namespace {
+        let (path, owner) = (self.topology.namespace(name), host.name());
+        let full = path.file_name().expect("a name").to_string_lossy();
+        // In the mount namespace of the test, unlike what the host runs.
+        for line in [
+            format!("netns add {full}"),
+            format!("link add {name} netns {owner} type veth peer name eth0 netns {full}"),
+            format!("-n {owner} link set {name} master br0 up"),
+        ] {
+            let status = Command::new("ip").args(line.split(' ')).status().expect("ip");
+            assert!(status.success(), "ip {line}: {status}");
+        }
+        let container = Namespace::open(&path);
+        container.run(&format!(
+            "ip link set lo up && ip link set eth0 up && ip address add 10.89.{subnet}.11/24 dev eth0 && \
+             ip address add fd89:{subnet}::11/64 dev eth0 nodad && ip route add default via 10.89.{subnet}.1 && \
+             ip route add default via fd89:{subnet}::1"
+        ));
+        wait_for(format!("{owner} reaches {name}"), secs(5), || host.ping(&format!("fd89:{subnet}::11")).then_some(()));
+        container
+    }
+
     /// A place for a test's own files.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
