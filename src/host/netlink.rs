@@ -395,14 +395,14 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
     if *action != RuleAction::ToTable || *tos != 0 || *dst_len != 0 || flags.contains(RuleFlags::Invert) {
         return None;
     }
-    let (mut iif, mut from, mut mark, mut mask) = (None, None, None, None);
+    let (mut iif, mut from, mut mark, mut bits) = (None, None, None, None);
     let (mut priority, mut table) = (0, u32::from(message.header.table));
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Iifname(name) => iif = Some(name.clone()),
             RuleAttribute::Source(addr) => from = IpNet::new(*addr, message.header.src_len).ok(),
-            RuleAttribute::FwMark(bits) => mark = Some(*bits),
-            RuleAttribute::FwMask(bits) => mask = Some(*bits),
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(value) => bits = Some(*value),
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::Protocol(RouteProtocol::Kernel)
@@ -412,7 +412,7 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
             _ => return None,
         }
     }
-    let selector = match (iif, from, mark, mask) {
+    let selector = match (iif, from, mark, bits) {
         (Some(name), None, None, None) => Selector::Iif(name),
         (None, Some(net), None, None) => Selector::From(net),
         (None, None, Some(mark), Some(marks::MASK)) => Selector::Mark(mark),

@@ -4,15 +4,16 @@ use super::super::init;
 use super::*;
 use crate::control::api::Reloaded;
 
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: init::Args,
+}
+
 fn host() -> (tempfile::TempDir, Dirs) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let dirs = Dirs { config: path("etc"), run: path("run"), state: path("state") };
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: init::Args,
-    }
     let line = <Line as clap::Parser>::parse_from(["init", "--bridge", "br0=10.89.2.0/24,fd89:2::/64"]);
     init::first(line.args, &dirs).unwrap();
     (folder, dirs)
