@@ -132,6 +132,7 @@ fn classify(frame: &[u8]) -> Class {
             let payload = &packet[at..];
             match (next, payload.first()) {
                 (58, Some(130..=137 | 143)) => Class::Neighbour,
+                (58, _) if refuses_the_tunnel6(payload) => Class::Neighbour,
                 (17, _) => udp(payload, [546, 547], &flow),
                 _ => leak(format!("{flow} protocol {next}")),
             }
@@ -144,6 +145,15 @@ fn classify(frame: &[u8]) -> Class {
 fn refuses_the_tunnel(icmp: &[u8]) -> bool {
     let quoted = match icmp {
         [3, 3, _, _, _, _, _, _, ip @ ..] if ip.len() >= 20 && ip[9] == 17 => ip.get(usize::from(ip[0] & 0xf) * 4..),
+        _ => None,
+    };
+    quoted.is_some_and(|datagram| matches!(udp(datagram, [0, 0], ""), Class::Tunnel(_)))
+}
+
+/// The same over IPv6.
+fn refuses_the_tunnel6(icmp: &[u8]) -> bool {
+    let quoted = match icmp {
+        [1, 4, _, _, _, _, _, _, ip @ ..] if ip.len() >= 40 && ip[6] == 17 => ip.get(40..),
         _ => None,
     };
     quoted.is_some_and(|datagram| matches!(udp(datagram, [0, 0], ""), Class::Tunnel(_)))

@@ -227,8 +227,13 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Starts them.
+    /// Starts them, as fast as they find a leak that lasts milliseconds.
     pub fn start(from: &Namespace) -> Self {
+        Self::every(from, Duration::from_millis(2))
+    }
+
+    /// Starts them with this pause between datagrams; other probes are rarer.
+    pub fn every(from: &Namespace, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let socket = from.within(|| UdpSocket::bind("[::]:0")).expect("bind");
         let udp = std::thread::spawn({
@@ -241,7 +246,7 @@ impl Probes {
                         // Refusals are the point: nothing depends on the result.
                         let _ = socket.send_to(MARKER, target);
                     }
-                    std::thread::sleep(Duration::from_millis(2));
+                    std::thread::sleep(pause);
                 }
             }
         });
@@ -253,13 +258,13 @@ impl Probes {
             threads.push(from.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let _ = TcpStream::connect_timeout(&address, Duration::from_millis(50));
-                    std::thread::sleep(Duration::from_millis(5));
+                    std::thread::sleep(pause * 5 / 2);
                 }
             }));
         }
         let pings = [WEB, WEB6].map(|server| {
             from.command("ping")
-                .args(["-nq", "-i", "0.01", server])
+                .args(["-nq", "-i", &(5 * pause).as_secs_f64().to_string(), server])
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
