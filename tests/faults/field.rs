@@ -20,10 +20,10 @@ use crate::table::{Fault, Meanwhile};
 /// A lab whose containers would leave beside the tunnel if only they could, and whose agents run.
 pub struct Field {
     pub lab: Lab,
-    oracle: Capture,
     flow: Flow,
-    _probes: Probes,
+    probes: Probes,
     _echo: Echo,
+    oracle: Capture,
 }
 
 /// How one fault went.
@@ -51,7 +51,7 @@ impl Field {
             let seen = || oracle.seen().leaks.keys().any(|leak| leak.contains(what));
             wait_for(format!("the oracle sees plaintext to {what}"), secs(5), || seen().then_some(()));
         }
-        drop(oracle);
+        drop((flow, oracle));
 
         lab.home.replace("peers/vps.toml", "203.0.113.10:51820", "vps.example.net:51820");
         fs::write(lab.path("resolv"), "nameserver 127.0.0.1\n").expect("write");
@@ -62,8 +62,9 @@ impl Field {
         }
         lab.start();
         let oracle = Capture::start(&lab.home, "eth0", MARKER);
+        let flow = Flow::start(&lab.nextcloud);
         let probes = Probes::every(&lab.nextcloud, Duration::from_millis(8));
-        let field = Self { lab, oracle, flow, _probes: probes, _echo: echo };
+        let field = Self { lab, flow, probes, _echo: echo, oracle };
         let now = Instant::now();
         field.recovered(now, now, secs(10)).expect("traffic flows before the first fault");
         field
@@ -101,7 +102,9 @@ impl Field {
 
     /// Ends; panics when the oracle missed a frame.
     pub fn finish(self) -> u64 {
-        self.oracle.finish().leaks.values().sum()
+        let Self { flow, probes, oracle, .. } = self;
+        drop((flow, probes));
+        oracle.finish().leaks.values().sum()
     }
 
     /// Both agents answer and have nothing to change.
@@ -202,31 +205,32 @@ fn hosts(with_the_exit: bool) -> String {
     if with_the_exit { format!("{} vps.example.net\n", crate::lab::VPS) } else { String::new() }
 }
 
-/// Sends back what comes to UDP port 7.
+/// Sends back what comes to UDP port 7 of the web server, from the very address that it came to.
 struct Echo {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 const MOMENT: Duration = Duration::from_millis(20);
 
 impl Echo {
     fn start(namespace: &Namespace) -> Self {
-        let socket = namespace.within(|| UdpSocket::bind("[::]:7")).expect("bind");
-        socket.set_read_timeout(Some(MOMENT)).expect("timeout");
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
+        let serve = |server| {
+            let socket = namespace.within(|| UdpSocket::bind((server, 7))).expect("bind");
+            socket.set_read_timeout(Some(MOMENT)).expect("timeout");
             let stop = Arc::clone(&stop);
-            move || {
+            std::thread::spawn(move || {
                 let mut datagram = [0; 2048];
                 while !stop.load(Ordering::Relaxed) {
                     if let Ok((length, from)) = socket.recv_from(&mut datagram) {
                         let _ = socket.send_to(&datagram[..length], from);
                     }
                 }
-            }
-        });
-        Self { stop, thread: Some(thread) }
+            })
+        };
+        let threads = [WEB, WEB6].map(serve).into();
+        Self { stop, threads }
     }
 }
 
@@ -287,7 +291,7 @@ impl Drop for Flow {
 impl Drop for Echo {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
