@@ -44,6 +44,7 @@ fn a_first_reconciliation_makes_what_was_planned_and_a_second_nothing() {
              10.88.0.0/24 dev mesh0 proto 88 scope link \n\
              10.89.1.0/24 dev mesh0 proto 88 scope link \n\
              10.89.2.0/24 dev br0 proto 88 scope link \n\
+             unreachable 10.89.2.0/24 proto 88 metric 4294967295 \n\
              192.168.1.0/24 dev eth0 proto 88 scope link \n";
         assert_eq!(sh(&format!("ip route show table {t}")).replace("linkdown ", ""), expected);
         let rules = sh("ip -details rule");
@@ -266,7 +267,8 @@ fn ipv6_switched_off_leaves_ipv4_working() {
         assert_eq!(outcome.warnings[0], "no IPv6 on mesh0: net.ipv6.conf.mesh0.disable_ipv6 is 1");
         assert!(sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0").contains("dev mesh0"));
         let t = table();
-        assert_eq!(sh(&format!("ip -6 route show table {t}")).lines().count(), 1, "only unreachable");
+        let routes = sh(&format!("ip -6 route show table {t}"));
+        assert!(routes.lines().all(|route| route.starts_with("unreachable ")), "{routes}");
         assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
         reconciler.teardown(false).await.unwrap();
         assert!(!sh("ip -6 rule").contains("88:"));
@@ -480,6 +482,66 @@ fn a_guard_before_the_interface_and_a_withheld_tunnel_hold_egress_closed() {
         let outcome = reconciler.reconcile(&home()).await.unwrap();
         assert_eq!(outcome.changes, []);
         assert_eq!(outcome.warnings, ["interface mesh0 does not exist: egress stays closed"]);
+    });
+}
+
+#[test]
+fn our_rules_stay_before_those_that_others_add_without_a_priority() {
+    Test::run(async |test: Test| {
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.reconcile(&home()).await.unwrap();
+        let good = state();
+        // wg-quick(8) with a default route.
+        for flag in ["-4", "-6"] {
+            sh(&format!("ip {flag} rule add not fwmark 51820 table 51820"));
+            sh(&format!("ip {flag} rule add table main suppress_prefixlength 0"));
+        }
+        sh("ip route add default dev eth0 table 51820");
+        let looked_up = || sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0");
+        assert!(looked_up().contains("dev eth0"), "the kernel puts them first: {}", looked_up());
+        let changes = reconciler.reconcile(&home()).await.unwrap().changes;
+        assert!(looked_up().contains("dev mesh0"), "{}", looked_up());
+        let first_removal = changes.iter().position(|change| change.action() == "remove").unwrap();
+        assert!(changes[..first_removal].iter().all(|change| change.action() == "add"), "added before removed");
+        assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
+        let own = sh("ip route get 192.0.2.80");
+        assert!(own.contains("table 51820"), "the host's own traffic is the other's: {own}");
+        for flag in ["-4", "-6"] {
+            sh(&format!("ip {flag} rule del table 51820"));
+            sh(&format!("ip {flag} rule del table main suppress_prefixlength 0"));
+        }
+        sh("ip route flush table 51820");
+        reconciler.reconcile(&home()).await.unwrap();
+        assert_same(&good, "after the other has gone");
+    });
+}
+
+#[test]
+fn a_flush_of_all_rules_is_undone_and_the_missing_main_table_named() {
+    Test::run(async |test: Test| {
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.reconcile(&home()).await.unwrap();
+        sh("ip rule flush");
+        assert_eq!(sh("ip rule"), "0:\tfrom all lookup local\n", "what a flush leaves");
+        let outcome = reconciler.reconcile(&home()).await.unwrap();
+        assert!(sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0").contains("dev mesh0"));
+        let named =
+            "no rule leads to the main table, so this host has no routes; try: ip rule add pref 32766 lookup main";
+        assert_eq!(outcome.warnings, [named]);
+    });
+}
+
+#[test]
+fn answers_to_containers_of_a_bridge_that_is_gone_go_nowhere() {
+    Test::run(async |test: Test| {
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.reconcile(&home()).await.unwrap();
+        sh("ip link del br0");
+        reconciler.reconcile(&home()).await.unwrap();
+        for to in ["10.89.2.10 from 192.0.2.80", "fd89:2::10 from 2001:db8:80::80"] {
+            let refused = host::try_sh(&format!("ip route get {to} iif mesh0")).unwrap_err();
+            assert!(refused.contains("No route to host"), "{refused}");
+        }
     });
 }
 

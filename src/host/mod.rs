@@ -286,7 +286,8 @@ impl Reconciler {
             return Ok(seen.clone());
         }
         let names = [plan::nft::guard_name(&self.interface), plan::nft::filter_name(&self.interface)];
-        let (guard, filter) = tokio::try_join!(self.nft.listing(&names[0]), self.nft.listing(&names[1]))?;
+        let listing = async |name| if nft::missing(name) { Ok(None) } else { self.nft.listing(name).await };
+        let (guard, filter) = tokio::try_join!(listing(&names[0]), listing(&names[1]))?;
         let state = |name: &str, listing: Option<String>| match (listing, journal.nft.get(name)) {
             (None, _) => NftActual::Absent,
             (Some(now), Some(left)) if left.listing == now => NftActual::Intact(left.text.clone()),

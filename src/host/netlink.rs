@@ -392,14 +392,15 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
         _ => return None,
     };
     let RuleHeader { action, tos, dst_len, flags, .. } = &message.header;
-    if *action != RuleAction::ToTable || *tos != 0 || *dst_len != 0 || flags.contains(RuleFlags::Invert) {
+    if *action != RuleAction::ToTable || *tos != 0 || flags.contains(RuleFlags::Invert) {
         return None;
     }
-    let (mut iif, mut from, mut priority, mut table) = (None, None, 0, u32::from(message.header.table));
+    let (mut iif, mut from, mut to, mut priority, mut table) = (None, None, None, 0, u32::from(message.header.table));
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Iifname(name) => iif = Some(name.clone()),
             RuleAttribute::Source(addr) => from = IpNet::new(*addr, message.header.src_len).ok(),
+            RuleAttribute::Destination(addr) => to = IpNet::new(*addr, *dst_len).ok(),
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::Protocol(RouteProtocol::Kernel)
@@ -409,9 +410,10 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
             _ => return None,
         }
     }
-    let selector = match (iif, from) {
-        (Some(name), None) => Selector::Iif(name),
-        (None, Some(net)) => Selector::From(net),
+    let selector = match (iif, from, to) {
+        (Some(name), None, None) => Selector::Iif(name),
+        (None, Some(net), None) => Selector::From(net),
+        (None, None, Some(net)) => Selector::To(net),
         _ => return None,
     };
     Some(Rule { priority, family, selector, table })
@@ -430,6 +432,10 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         Selector::From(net) => {
             message.header.src_len = net.prefix_len();
             message.attributes.push(RuleAttribute::Source(net.addr()));
+        }
+        Selector::To(net) => {
+            message.header.dst_len = net.prefix_len();
+            message.attributes.push(RuleAttribute::Destination(net.addr()));
         }
     }
     message

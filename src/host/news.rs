@@ -116,7 +116,7 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// `struct nlattr`: length, type, value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (&[l0, l1, t0, t1], _) = bytes.split_first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));

@@ -6,6 +6,7 @@
 //! tells at the price of one system call pair whether anything in nft changed at all.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::Error;
+use super::news::attributes;
 use crate::plan::NftTable;
 use crate::plan::tables::fnv1a;
 
@@ -127,34 +129,50 @@ fn forget_counters(value: &mut Value) {
 /// Grows by one with every change of the ruleset of this network namespace, whoever makes it
 /// (`NFT_MSG_GETGEN` of nfnetlink).
 pub fn generation() -> Result<u32, Error> {
-    const NETLINK_NETFILTER: isize = 12;
-    const NLM_F_REQUEST: u16 = 1;
-    const GETGEN: u16 = (10 << 8) | 16; // NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+    const GETGEN: u16 = 16;
     const NFTA_GEN_ID: u16 = 1;
     let failed = |source| Error::Netlink { what: "nft generation".to_owned(), source };
+    let answer = ask(GETGEN, &[]).map_err(failed)?;
+    let mut attributes = attributes(answer.get(20..).unwrap_or_default());
+    let id = attributes.find_map(|(kind, value)| (kind == NFTA_GEN_ID).then(|| value.try_into().ok()).flatten());
+    id.map(u32::from_be_bytes).ok_or_else(|| failed(io::Error::other("no generation in the kernel's answer")))
+}
 
-    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-    socket.bind_auto().map_err(failed)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+/// Whether `table inet NAME` is missing for certain (`NFT_MSG_GETTABLE`): sooner known than by starting nft(8).
+pub fn missing(name: &str) -> bool {
+    const GETTABLE: u16 = 1;
+    const NFTA_TABLE_NAME: u16 = 1;
+    const NLMSG_ERROR: u16 = 2;
+    let length = (4 + name.len() + 1) as u16;
+    let mut attribute = [length.to_ne_bytes(), NFTA_TABLE_NAME.to_ne_bytes()].concat();
+    attribute.extend(name.bytes());
+    attribute.resize(usize::from(length).next_multiple_of(4), 0);
+    // struct nlmsgerr: a negated error number behind the header.
+    ask(GETTABLE, &attribute).is_ok_and(|answer| {
+        answer.get(4..6) == Some(&NLMSG_ERROR.to_ne_bytes())
+            && answer.get(16..20) == Some(&(-libc::ENOENT).to_ne_bytes())
+    })
+}
+
+/// The kernel's answer to one request about family `inet`.
+fn ask(kind: u16, attributes: &[u8]) -> io::Result<Vec<u8>> {
+    const NETLINK_NETFILTER: isize = 12;
+    const NFNL_SUBSYS_NFTABLES: u16 = 10;
+    const NLM_F_REQUEST: u16 = 1;
+    const NFPROTO_INET: u8 = 1;
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
     // struct nlmsghdr (length, type, flags, sequence, port), then struct nfgenmsg (family, version, resource).
-    let mut request = Vec::with_capacity(20);
-    request.extend(20_u32.to_ne_bytes());
-    request.extend(GETGEN.to_ne_bytes());
+    let mut request = Vec::with_capacity(20 + attributes.len());
+    request.extend((20 + attributes.len() as u32).to_ne_bytes());
+    request.extend((NFNL_SUBSYS_NFTABLES << 8 | kind).to_ne_bytes());
     request.extend(NLM_F_REQUEST.to_ne_bytes());
-    request.extend([0; 12]);
-    socket.send(&request, 0).map_err(failed)?;
-    let (answer, _) = socket.recv_from_full().map_err(failed)?;
-
-    let mut attributes = answer.get(20..).unwrap_or_default();
-    while let Some((&[l0, l1, t0, t1], _)) = attributes.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = attributes.get(4..8).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-        if let (NFTA_GEN_ID, 8, Some(bytes)) = (u16::from_ne_bytes([t0, t1]), length, value) {
-            return Ok(u32::from_be_bytes(bytes));
-        }
-        attributes = attributes.get(length.next_multiple_of(4).max(4)..).unwrap_or_default();
-    }
-    Err(failed(std::io::Error::other("no generation in the kernel's answer")))
+    request.extend([0; 8]);
+    request.extend([NFPROTO_INET, 0, 0, 0]);
+    request.extend(attributes);
+    socket.send(&request, 0)?;
+    Ok(socket.recv_from_full()?.0)
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@
 //! 0      from all lookup local            the host's own addresses stay reachable
 //! 88     from all iif br0 lookup T        what its containers send
 //! 89     from 10.89.2.0/24 lookup T       the reverse-path lookup of what they receive (strict rp_filter), host sockets
-//! 32766  from all lookup main                bound to the bridge's address
+//! 89     from all to 10.89.2.0/24 lookup T     bound to the bridge's address; answers, should the bridge be gone
+//! 32766  from all lookup main
 //! ```
 //!
 //! T never falls through to main: it ends in an `unreachable` default, which stays when the tunnel's device goes. Beside
@@ -51,7 +52,7 @@ pub const ROUTE_PROTOCOL: u8 = 88;
 /// added without a priority goes above the topmost one after `local` (`fib_default_rule_pref` in net/core/fib_rules.c), so
 /// above ours: then ours move above it.
 pub const PRIORITY_IIF: u32 = 88;
-/// Of the `from SUBNET` rules.
+/// Of the `from SUBNET` and `to SUBNET` rules.
 pub const PRIORITY_FROM: u32 = 89;
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;

@@ -56,8 +56,9 @@ pub(super) fn rules(
         let subnets =
             config.host.bridges.iter().filter(|bridge| bridge.name == *name).flat_map(|bridge| &bridge.subnets);
         for net in subnets.filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
-            let selector = Selector::From(net.trunc());
-            rules.insert(Rule { priority: from, family: Family::of(net), selector, table });
+            for selector in [Selector::From(net.trunc()), Selector::To(net.trunc())] {
+                rules.insert(Rule { priority: from, family: Family::of(net), selector, table });
+            }
         }
     }
     rules
@@ -111,6 +112,10 @@ fn egress(
 ) {
     for family in families(facts) {
         routes.insert((table, family.everything(), u32::MAX), NextHop::Unreachable);
+    }
+    // What comes for a container of a bridge that is gone must not go out by a default, nor back into the tunnel.
+    for net in bridge.subnets.iter().map(IpNet::trunc).filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
+        routes.insert((table, net, u32::MAX), NextHop::Unreachable);
     }
     for local in &config.host.bridges {
         let Some(link) = facts.links.get(&local.name) else { continue };

@@ -119,6 +119,8 @@ pub enum Selector {
     Iif(String),
     /// Those from this network.
     From(IpNet),
+    /// Those to this network.
+    To(IpNet),
 }
 
 /// An nft table of family `inet`.
@@ -245,6 +247,7 @@ impl Rule {
         let selector = match &self.selector {
             Selector::Iif(device) => format!("iif {device}"),
             Selector::From(net) => format!("from {net}"),
+            Selector::To(net) => format!("to {net}"),
         };
         let (flag, priority, table) = (self.family.flag(), self.priority, self.table);
         format!("ip{flag} rule {verb} pref {priority} {selector} lookup {table} protocol kernel")

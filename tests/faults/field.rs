@@ -177,26 +177,26 @@ impl Field {
     ) -> std::result::Result<(Duration, Duration), String> {
         // What a busy machine adds is in the figures; here only what never comes is an error.
         let deadline = since + 3 * limit;
-        let (mut plan, mut flow) = (None, None);
-        loop {
-            if flow.is_none() && self.flow.answered_since(sent_after) {
-                flow = Some(since.elapsed());
+        let until = |done: &dyn Fn() -> bool| {
+            while Instant::now() < deadline {
+                if done() {
+                    return Some(since.elapsed());
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
-            if plan.is_none() && self.in_order() {
-                plan = Some(since.elapsed());
+            None
+        };
+        let (plan, flow) = std::thread::scope(|scope| {
+            let plan = scope.spawn(|| until(&|| self.in_order()));
+            let flow = until(&|| self.flow.answered_since(sent_after));
+            (plan.join().expect("no panic"), flow)
+        });
+        match (plan, flow) {
+            (Some(plan), Some(flow)) => Ok((plan, flow)),
+            _ => {
+                let state = crate::lab::host::describe(&self.lab.home.try_meshd(&["plan"]));
+                Err(format!("not well within {:?}: plan after {plan:?}, traffic after {flow:?}\n{state}", 3 * limit))
             }
-            if let (Some(plan), Some(flow)) = (plan, flow) {
-                return Ok((plan, flow));
-            }
-            if Instant::now() > deadline {
-                let state = self.lab.home.try_meshd(&["plan"]);
-                return Err(format!(
-                    "not well within {:?}: plan after {plan:?}, traffic after {flow:?}\n{}",
-                    3 * limit,
-                    crate::lab::host::describe(&state)
-                ));
-            }
-            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

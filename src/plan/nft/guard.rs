@@ -30,6 +30,12 @@ pub fn guard(config: &Config) -> Option<NftTable> {
         let name = &bridge.name;
         forward.extend(by_family(bridge.subnets.iter(), |ip, set| format!("{ip} saddr {set} goto from-{name}")));
     }
+    for bridge in guarded() {
+        // Answers to its containers, when the bridge is gone and main's default would take them.
+        let name = &bridge.name;
+        let strays = |ip: &str, set: &str| format!("oifname != \"{name}\" {ip} daddr {set} counter drop");
+        forward.extend(by_family(bridge.subnets.iter(), |ip, set| strays(ip, &set)));
+    }
     let mut table = Text::new(guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
     table.base_chain("forward", "filter", "forward", "filter - 10", &forward);
