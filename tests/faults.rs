@@ -11,9 +11,10 @@ mod table;
 
 use std::time::{Duration, Instant};
 
-use field::Field;
+use field::{Field, narrow_path};
 use figures::Figures;
-use lab::{Lab, root, secs, wait_for};
+use lab::traffic::transfer;
+use lab::{Lab, NEXTCLOUD, NEXTCLOUD6, PROXY, PROXY6, WEB, WEB6, root, secs, wait_for};
 use table::{FAULTS, Fault};
 
 /// Each fault of a part of the table, one after the other in one lab.
@@ -73,6 +74,19 @@ fn a_flood_of_events_does_not_keep_the_agent_busy() {
     wait_for("the guard is back", secs(1), || {
         lab.home.try_run("nft list table inet meshd_guard").status.success().then_some(())
     });
+}
+
+#[test]
+fn ten_megabytes_pass_a_path_that_drops_big_packets_in_silence() {
+    let lab = Lab::up();
+    narrow_path(&lab, true);
+    for (there, here) in [(PROXY, NEXTCLOUD), (PROXY6, NEXTCLOUD6)] {
+        transfer(&lab.proxy, &lab.nextcloud, here, 10);
+        transfer(&lab.nextcloud, &lab.proxy, there, 10);
+    }
+    for server in [WEB, WEB6] {
+        transfer(&lab.nextcloud, &lab.internet, server, 10);
+    }
 }
 
 /// Both layers in one moment: nothing is left that could hold, so what counts is how soon they are back.

@@ -310,6 +310,7 @@ pub fn own_route(message: &RouteMessage, links: &Links) -> Option<Route> {
     let device = || parts.device.and_then(|index| links.name(index)).cloned();
     let next_hop = match message.header.kind {
         RouteType::Unreachable if is_ours(message) && parts.plain => NextHop::Unreachable,
+        RouteType::BlackHole if is_ours(message) && parts.plain => NextHop::Blackhole,
         RouteType::Unicast if is_ours(message) && parts.plain => match device() {
             Some(device) => NextHop::Device { device, gateway: parts.gateway },
             None => NextHop::Foreign,
@@ -366,6 +367,7 @@ fn route_message(route: &Route, links: &Links) -> Result<RouteMessage, rtnetlink
             }
         }
         NextHop::Unreachable => message.header.kind = RouteType::Unreachable,
+        NextHop::Blackhole => message.header.kind = RouteType::BlackHole,
         NextHop::Foreign => {}
     }
     Ok(message)

@@ -95,7 +95,7 @@ fn missing(desired: Option<&NftTable>, actual: &NftActual) -> Option<NftTable> {
 fn added_routes(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     let taken: BTreeSet<_> = actual.routes.iter().map(Route::key).collect();
     let mut routes: Vec<&Route> = desired.routes.difference(&actual.routes).collect();
-    routes.sort_by_key(|route| route.next_hop != NextHop::Unreachable);
+    routes.sort_by_key(|route| !matches!(route.next_hop, NextHop::Unreachable | NextHop::Blackhole));
     let change = |route: &Route| {
         let replaces = route.table != TABLE_MAIN && taken.contains(&route.key());
         if replaces { Change::ReplaceRoute(route.clone()) } else { Change::AddRoute(route.clone()) }

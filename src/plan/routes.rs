@@ -113,9 +113,10 @@ fn egress(
     for family in families(facts) {
         routes.insert((table, family.everything(), u32::MAX), NextHop::Unreachable);
     }
-    // What comes for a container of a bridge that is gone must not go out by a default, nor back into the tunnel.
+    // What comes for a container of a bridge that is gone must not go out by a default, nor back into the tunnel; and an error to
+    // whoever sent it would leave by main.
     for net in bridge.subnets.iter().map(IpNet::trunc).filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
-        routes.insert((table, net, u32::MAX), NextHop::Unreachable);
+        routes.insert((table, net, u32::MAX), NextHop::Blackhole);
     }
     for local in &config.host.bridges {
         let Some(link) = facts.links.get(&local.name) else { continue };

@@ -95,6 +95,8 @@ pub enum NextHop {
     },
     /// Back to the sender.
     Unreachable,
+    /// Nowhere, in silence.
+    Blackhole,
     /// A route in a table of ours that somebody else made; never desired.
     Foreign,
 }
@@ -197,7 +199,7 @@ impl NextHop {
     pub fn device(&self) -> Option<&String> {
         match self {
             Self::Device { device, .. } => Some(device),
-            Self::Unreachable | Self::Foreign => None,
+            Self::Unreachable | Self::Blackhole | Self::Foreign => None,
         }
     }
 }
@@ -212,8 +214,10 @@ impl Route {
     pub(super) fn command(&self, verb: &str) -> String {
         let family = Family::of(&self.destination);
         let mut words = vec![format!("ip{} route {verb}", family.flag())];
-        if self.next_hop == NextHop::Unreachable {
-            words.push("unreachable".to_owned());
+        match self.next_hop {
+            NextHop::Unreachable => words.push("unreachable".to_owned()),
+            NextHop::Blackhole => words.push("blackhole".to_owned()),
+            _ => {}
         }
         let everything = self.destination.prefix_len() == 0;
         words.push(if everything { "default".to_owned() } else { self.destination.to_string() });

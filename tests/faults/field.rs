@@ -151,15 +151,9 @@ impl Field {
         });
     }
 
-    /// A link between router and internet that carries 1280 bytes, and nobody who says so.
+    /// As [`narrow_path`].
     pub fn narrow(&self, narrow: bool) {
-        for (namespace, link) in [(&self.lab.isp, "wan"), (&self.lab.internet, "isp")] {
-            let mtu = if narrow { 1280 } else { 1500 };
-            namespace.run(&format!("ip link set {link} mtu {mtu}"));
-            let hole = "table inet hole { chain out { type filter hook output priority filter; \
-                        icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }";
-            namespace.run(&if narrow { format!("nft '{hole}'") } else { "nft delete table inet hole".to_owned() });
-        }
+        narrow_path(&self.lab, narrow);
     }
 
     /// Frames beside the tunnel so far.
@@ -198,6 +192,17 @@ impl Field {
                 Err(format!("not well within {:?}: plan after {plan:?}, traffic after {flow:?}\n{state}", 3 * limit))
             }
         }
+    }
+}
+
+/// A link between router and internet that carries 1280 bytes, and nobody who says so.
+pub fn narrow_path(lab: &Lab, narrow: bool) {
+    for (namespace, link) in [(&lab.isp, "wan"), (&lab.internet, "isp")] {
+        let mtu = if narrow { 1280 } else { 1500 };
+        namespace.run(&format!("ip link set {link} mtu {mtu}"));
+        let hole = "table inet hole { chain out { type filter hook output priority filter; \
+                    icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }";
+        namespace.run(&if narrow { format!("nft '{hole}'") } else { "nft delete table inet hole".to_owned() });
     }
 }
 
