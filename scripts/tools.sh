@@ -27,7 +27,7 @@ need_tools() {
 
 # What the topology, the agent and the build need; the tests need more.
 lab_tools=(nft:nftables ip:iproute2 ss:iproute2 ping:iputils-ping wg:wireguard-tools iperf3:iperf3 conntrack:conntrack
-    curl:curl jq:jq socat:socat tcpdump:tcpdump sysctl:procps nsenter:util-linux cc:gcc make:make pkg-config:pkg-config)
+    curl:curl jq:jq socat:socat iptables:iptables tcpdump:tcpdump sysctl:procps nsenter:util-linux cc:gcc make:make pkg-config:pkg-config)
 
 # The programs that meshd is tested against and measured beside, built once.
 export MESHD_INTEROP_BIN=${MESHD_INTEROP_BIN:-$PWD/target/interop/bin}
