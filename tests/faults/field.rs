@@ -135,10 +135,13 @@ impl Field {
         fs::write(self.lab.path("hosts"), hosts(can)).expect("write");
     }
 
-    /// Lets home talk to another address of the exit until the exit sees it come from `seen`. An answer that is under way
-    /// moves it back, as in every WireGuard.
+    /// Lets home talk to another address of the exit until the exit sees it come from `seen`. The old way closes meanwhile: an
+    /// answer that is under way there would move it back, as in every WireGuard.
     pub fn move_endpoint(&self, to: &str, seen: &str) {
         let key = self.lab.vps.public_key();
+        let old = if to.starts_with('[') { "ipv4" } else { "ipv6" };
+        let closed = "type filter hook forward priority filter; meta nfproto";
+        self.lab.isp.run(&format!("nft 'table inet old {{ chain way {{ {closed} {old} udp dport 51820 drop; }}; }}'"));
         wait_for(format!("the exit follows to {to}"), secs(5), || {
             self.lab.home.run(&format!("wg set mesh0 peer {key} endpoint {to}:51820"));
             self.lab
@@ -149,6 +152,7 @@ impl Field {
                 .any(|endpoint| endpoint.starts_with(seen))
                 .then_some(())
         });
+        self.lab.isp.run("nft delete table inet old");
     }
 
     /// As [`narrow_path`].

@@ -142,14 +142,18 @@ pub const FAULTS: &[Fault] = &[
         restore: Do(|field| field.resolve(true)),
     },
     // The bridge and the WAN.
-    outage(
-        "bridge deleted and made anew",
-        Home("ip link del br0"),
-        Home(
+    Fault {
+        name: "bridge deleted and made anew",
+        // A hundred times in a campaign.
+        weight: 14,
+        limit: SOON,
+        inject: Home("ip link del br0"),
+        meanwhile: Dead(MOMENT),
+        restore: Home(
             "ip link add br0 type bridge mcast_snooping 0; ip link set nextcloud master br0; ip link set br0 up; \
              ip address add 10.89.2.1/24 dev br0; ip address add fd89:2::1/64 dev br0 nodad",
         ),
-    ),
+    },
     outage(
         "WAN down and up",
         Home("ip link set eth0 down"),

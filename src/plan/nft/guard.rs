@@ -39,6 +39,7 @@ pub fn guard(config: &Config) -> Option<NftTable> {
     let mut table = Text::new(guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
     table.base_chain("forward", "filter", "forward", "filter - 10", &forward);
+    table.base_chain("output", "filter", "output", "filter - 10", &errors(config));
     for bridge in guarded() {
         table.chain(&format!("from-{}", bridge.name), &guarded_bridge(config, bridge));
     }
@@ -48,6 +49,26 @@ pub fn guard(config: &Config) -> Option<NftTable> {
 /// Whether this guard, of whatever configuration, speaks of what comes from a bridge.
 pub fn holds(guard: &NftTable, bridge: &str) -> bool {
     guard.text.contains(&format!("iifname \"{bridge}\" "))
+}
+
+/// Errors about what came through the tunnel quote it, bear the address that it came in by, and follow main: while somebody
+/// empties a bridge's table they would leave in plaintext.
+fn errors(config: &Config) -> Vec<String> {
+    let mut inside: BTreeSet<&str> = config.host.bridges.iter().map(|bridge| bridge.name.as_str()).collect();
+    inside.extend(["lo", config.host.interface.as_str()]);
+    let (inside, mut rules) = (names(inside), Vec::new());
+    for (family, kinds) in [
+        (Family::V4, "icmp type { destination-unreachable, time-exceeded, parameter-problem }"),
+        (Family::V6, "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"),
+    ] {
+        let own = config.host.addresses.iter().filter(|addr| Family::of(addr) == family);
+        let own: Vec<String> = own.map(|addr| addr.addr().to_string()).collect();
+        if !own.is_empty() {
+            let (ip, own) = (keyword(family), own.join(", "));
+            rules.push(format!("oifname != {inside} {ip} saddr {{ {own} }} {kinds} counter drop"));
+        }
+    }
+    rules
 }
 
 /// Where packets of one egress bridge may be forwarded.
