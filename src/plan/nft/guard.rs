@@ -33,8 +33,9 @@ pub fn guard(config: &Config) -> Option<NftTable> {
     for bridge in guarded() {
         // Answers to its containers, when the bridge is gone and main's default would take them.
         let name = &bridge.name;
-        let strays = |ip: &str, set: &str| format!("oifname != \"{name}\" {ip} daddr {set} counter drop");
-        forward.extend(by_family(bridge.subnets.iter(), |ip, set| strays(ip, &set)));
+        forward.extend(by_family(bridge.subnets.iter(), |ip, set| {
+            format!("oifname != \"{name}\" {ip} daddr {set} counter drop")
+        }));
     }
     let mut table = Text::new(guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
