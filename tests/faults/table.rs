@@ -95,14 +95,17 @@ pub const FAULTS: &[Fault] = &[
     theft("addresses of the tunnel", Home("ip address flush dev mesh0 scope global")),
     theft("the tunnel set down", Home("ip link set mesh0 down")),
     theft("the tunnel deleted", Home("ip link del mesh0")),
-    theft("forwarding off", Home("sysctl -qw net.ipv4.ip_forward=0")),
+    theft("forwarding off", Home("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.ip_forward=0")),
     theft("forwarding off on the bridge", Home("sysctl -qw net.ipv4.conf.br0.forwarding=0")),
     theft(
         "forwarding of IPv6 off",
         Home("sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv6.conf.br0.force_forwarding=0"),
     ),
     theft("exit: nft flush ruleset", Vps("nft flush ruleset")),
-    theft("exit: forwarding off", Vps("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.mesh0.force_forwarding=0")),
+    theft(
+        "exit: forwarding off",
+        Vps("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.ip_forward=0 net.ipv6.conf.mesh0.force_forwarding=0"),
+    ),
     // The agent.
     crash("kill -9", Do(|field| field.lab.home.end(Signal::SIGKILL))),
     crash("SIGTERM", Do(|field| field.lab.home.end(Signal::SIGTERM))),
