@@ -189,13 +189,11 @@ impl Field {
             let flow = until(&|| self.flow.answered_since(sent_after));
             (plan.join().expect("no panic"), flow)
         });
-        match (plan, flow) {
-            (Some(plan), Some(flow)) => Ok((plan, flow)),
-            _ => {
-                let state = crate::lab::host::describe(&self.lab.home.try_meshd(&["plan"]));
-                Err(format!("not well within {:?}: plan after {plan:?}, traffic after {flow:?}\n{state}", 3 * limit))
-            }
+        if let (Some(plan), Some(flow)) = (plan, flow) {
+            return Ok((plan, flow));
         }
+        let state = crate::lab::host::describe(&self.lab.home.try_meshd(&["plan"]));
+        Err(format!("not well within {:?}: plan after {plan:?}, traffic after {flow:?}\n{state}", 3 * limit))
     }
 }
 
