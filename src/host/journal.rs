@@ -31,6 +31,9 @@ pub struct Journal {
     pub sysctls: BTreeMap<String, Original>,
     /// nft tables as we left them, by name.
     pub nft: BTreeMap<String, Fingerprints>,
+    /// Interfaces that we put into a zone of firewalld.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub placed: BTreeSet<String>,
 }
 
 /// A sysctl before we wrote it.
@@ -214,6 +217,7 @@ fn parse(text: &[u8], interface: &str) -> Result<Journal, Unfit> {
     if journal.boot_id != boot_id {
         journal.boot_id = boot_id;
         journal.sysctls.clear();
+        journal.placed.clear();
     }
     Ok(journal)
 }

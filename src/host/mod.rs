@@ -14,6 +14,7 @@
 mod cpu;
 mod error;
 mod files;
+mod firewalls;
 mod guard;
 mod journal;
 mod kept;
@@ -36,6 +37,7 @@ pub use rivals::Rivals;
 pub use watch::Watch;
 
 use crate::config::Config;
+use crate::plan::firewalls::Firewalls;
 use crate::plan::{
     self, ActualState, Change, DesiredState, HostFacts, NftActual, NftTable, SysctlKey, TABLE_MAIN, desired, diff,
 };
@@ -70,6 +72,9 @@ pub struct Reconciler {
     seen: Option<NftSeen>,
     /// All was in place once: what is missing was taken away.
     settled: bool,
+    others: firewalls::Reader,
+    /// Other firewalls as they were read last.
+    firewalls: Firewalls,
 }
 
 /// The state of the two nft tables at a generation of the ruleset.
@@ -95,6 +100,8 @@ impl Reconciler {
             nft: Nft::new("nft"),
             seen: None,
             settled: false,
+            others: firewalls::Reader::default(),
+            firewalls: Firewalls::default(),
         })
     }
 
@@ -114,22 +121,23 @@ impl Reconciler {
     }
 
     /// What the plan needs to know about this host.
-    pub async fn facts(&self) -> Result<HostFacts, Error> {
-        let snapshot = Snapshot::read(&self.netlink).await?;
+    pub async fn facts(&mut self) -> Result<HostFacts, Error> {
+        let journal = self.store.peek()?;
+        let snapshot = self.look(&journal).await?;
         Ok(self.facts_of(&snapshot))
     }
 
     /// What the kernel holds of ours, and the present values of the sysctls that are desired.
     pub async fn read(&mut self, desired: &DesiredState) -> Result<ActualState, Error> {
         let journal = self.store.peek()?;
-        let snapshot = Snapshot::read(&self.netlink).await?;
+        let snapshot = self.look(&journal).await?;
         self.actual(&snapshot, desired, &journal).await
     }
 
     /// What [`reconcile`](Self::reconcile) would do, once the tunnel's interface exists. Changes nothing.
     pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
         let journal = self.store.peek()?;
-        let snapshot = Snapshot::read(&self.netlink).await?;
+        let snapshot = self.look(&journal).await?;
         let (desired, warnings) = desired(config, &self.facts_of(&snapshot));
         let actual = self.actual(&snapshot, &desired, &journal).await?;
         Ok(Outcome { changes: diff(&desired, &actual), warnings })
@@ -145,7 +153,7 @@ impl Reconciler {
         let mut failed = Vec::new();
         for _ in 0..PASSES {
             let journal = self.store.load()?;
-            let snapshot = Snapshot::read(&self.netlink).await?;
+            let snapshot = self.look(&journal).await?;
             let (desired, warnings) = self.wanted(config, &snapshot);
             outcome.warnings = warnings;
             let actual = self.actual(&snapshot, &desired, &journal).await?;
@@ -163,6 +171,10 @@ impl Reconciler {
                 break;
             }
         }
+        // A tunnel that another firewall bars is better than none, and the guard stands.
+        let (theirs, failed): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(|failure| failure.error.is_of_another_firewall());
+        outcome.warnings.extend(theirs.iter().map(ToString::to_string));
         self.settled |= failed.is_empty();
         if let Err(error) = self.keep_guard(config) {
             outcome.warnings.push(format!("{error}; a boot at which the configuration cannot be read has no guard"));
@@ -216,7 +228,7 @@ impl Reconciler {
         let (mut removed, mut failed) = (Vec::new(), Vec::new());
         for _ in 0..PASSES {
             let journal = self.store.load()?;
-            let snapshot = Snapshot::read(&self.netlink).await?;
+            let snapshot = self.look(&journal).await?;
             failed.clear();
             let (guard, filter) = match self.nft_tables(&journal).await {
                 Ok(seen) => (seen.guard, seen.filter),
@@ -228,6 +240,7 @@ impl Reconciler {
                 }
             };
             let mut actual = snapshot.actual(&self.netlink, &self.interface, &nothing, &journal, guard, filter).await?;
+            self.add_firewalls(&mut actual);
             // The device goes with its process, and its addresses with it.
             actual.addresses.clear();
             let mut changes = diff(&nothing, &actual);
@@ -254,7 +267,18 @@ impl Reconciler {
     }
 
     fn facts_of(&self, snapshot: &Snapshot) -> HostFacts {
-        HostFacts { listen_port: self.listen_port, ..snapshot.facts() }
+        HostFacts { listen_port: self.listen_port, firewalls: self.firewalls.clone(), ..snapshot.facts() }
+    }
+
+    /// Reads the host: other firewalls, and what netlink tells.
+    async fn look(&mut self, journal: &Journal) -> Result<Snapshot, Error> {
+        self.firewalls = self.others.read(&self.nft, &self.interface, journal.placed.clone()).await;
+        Snapshot::read(&self.netlink).await
+    }
+
+    fn add_firewalls(&self, actual: &mut ActualState) {
+        actual.exceptions = self.firewalls.ours(&self.interface);
+        actual.zones = self.firewalls.our_zones();
     }
 
     /// What is desired of what can be had now. Without the tunnel's interface, egress bridges are held closed: guard, rules, and
@@ -275,7 +299,10 @@ impl Reconciler {
         journal: &Journal,
     ) -> Result<ActualState, Error> {
         let seen = self.nft_tables(journal).await?;
-        snapshot.actual(&self.netlink, &self.interface, desired, journal, seen.guard, seen.filter).await
+        let (guard, filter) = (seen.guard, seen.filter);
+        let mut actual = snapshot.actual(&self.netlink, &self.interface, desired, journal, guard, filter).await?;
+        self.add_firewalls(&mut actual);
+        Ok(actual)
     }
 
     /// The two nft tables, listed again only when something in nft has changed.
@@ -338,6 +365,14 @@ impl Reconciler {
                 return self.nft.remove(name).await;
             }
             Change::SetSysctl { key, value } => return sysctl::write(key, value),
+            Change::TakeFromZone { interface } => {
+                firewalls::apply(change, &self.firewalls, &self.interface).await?;
+                journal.placed.remove(interface);
+                return Ok(());
+            }
+            Change::AddException { .. } | Change::RemoveException(_) | Change::PlaceInZone { .. } => {
+                return firewalls::apply(change, &self.firewalls, &self.interface).await;
+            }
             Change::RestoreSysctl { key, value } => return restore(key, value, snapshot, journal),
             _ => {}
         }
@@ -389,6 +424,7 @@ fn record(journal: &mut Journal, changes: &[Change], snapshot: &Snapshot, interf
         match change {
             Change::AddRoute(route) if route.table != TABLE_MAIN => _ = journal.tables.insert(route.table),
             Change::AddRule(rule) => _ = journal.tables.insert(rule.table),
+            Change::PlaceInZone { interface } => _ = journal.placed.insert(interface.clone()),
             // The tunnel's own go with it.
             Change::SetSysctl { key, .. } if key.link != interface => {
                 record_sysctl(journal, key, snapshot, None)?;

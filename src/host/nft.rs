@@ -76,6 +76,11 @@ impl Nft {
         }
     }
 
+    /// All tables as JSON, without the elements of named sets.
+    pub async fn ruleset(&self) -> Result<String, Error> {
+        self.run(&["-j", "-t", "list", "ruleset"], "").await
+    }
+
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
@@ -127,34 +132,77 @@ fn forget_counters(value: &mut Value) {
 /// Grows by one with every change of the ruleset of this network namespace, whoever makes it
 /// (`NFT_MSG_GETGEN` of nfnetlink).
 pub fn generation() -> Result<u32, Error> {
+    const GETGEN: u8 = 16;
+    const NFTA_GEN_ID: u16 = 1;
+    let answer = ask(GETGEN, 0)?.recv_from_full().map_err(not_told)?.0;
+    let found = attribute(answer.get(HEADERS..).unwrap_or_default(), NFTA_GEN_ID);
+    let bytes = found.and_then(|value| <[u8; 4]>::try_from(value).ok());
+    bytes.map(u32::from_be_bytes).ok_or_else(|| not_told(std::io::Error::other("no generation in the kernel's answer")))
+}
+
+/// The names of the tables of the families ip, ip6 and inet in this network namespace, whoever made them.
+pub fn tables() -> Result<Vec<String>, Error> {
+    const GETTABLE: u8 = 1;
+    const NFTA_TABLE_NAME: u16 = 1;
+    const NLM_F_DUMP: u16 = 0x300;
+    const NLMSG_ERROR: u16 = 2;
+    const NLMSG_DONE: u16 = 3;
+    const FAMILIES: [u8; 3] = [1, 2, 10]; // NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+    let socket = ask(GETTABLE, NLM_F_DUMP)?;
+    let mut names = Vec::new();
+    loop {
+        let datagram = socket.recv_from_full().map_err(not_told)?.0;
+        let mut rest = datagram.as_slice();
+        while let Some((&[l0, l1, l2, l3, t0, t1], _)) = rest.split_first_chunk::<6>() {
+            let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+            match u16::from_ne_bytes([t0, t1]) {
+                NLMSG_DONE => return Ok(names),
+                NLMSG_ERROR => return Err(not_told(std::io::Error::other("the kernel lists no tables"))),
+                _ => {}
+            }
+            let message = rest.get(..length).unwrap_or_default();
+            let family = message.get(16).filter(|family| FAMILIES.contains(family));
+            let name = family.and_then(|_| attribute(message.get(HEADERS..)?, NFTA_TABLE_NAME));
+            names.extend(name.map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned()));
+            rest = rest.get(length.next_multiple_of(4).max(HEADERS)..).unwrap_or_default();
+        }
+    }
+}
+
+/// struct nlmsghdr (length, type, flags, sequence, port), then struct nfgenmsg (family, version, resource).
+const HEADERS: usize = 20;
+
+/// Sends a request without attributes to nf_tables.
+fn ask(message: u8, flags: u16) -> Result<Socket, Error> {
     const NETLINK_NETFILTER: isize = 12;
     const NLM_F_REQUEST: u16 = 1;
-    const GETGEN: u16 = (10 << 8) | 16; // NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
-    const NFTA_GEN_ID: u16 = 1;
-    let failed = |source| Error::Netlink { what: "nft generation".to_owned(), source };
-
-    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-    socket.bind_auto().map_err(failed)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-    // struct nlmsghdr (length, type, flags, sequence, port), then struct nfgenmsg (family, version, resource).
-    let mut request = Vec::with_capacity(20);
+    const NFNL_SUBSYS_NFTABLES: u16 = 10;
+    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(not_told)?;
+    socket.bind_auto().map_err(not_told)?;
+    socket.connect(&SocketAddr::new(0, 0)).map_err(not_told)?;
+    let mut request = Vec::with_capacity(HEADERS);
     request.extend(20_u32.to_ne_bytes());
-    request.extend(GETGEN.to_ne_bytes());
-    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    request.extend(((NFNL_SUBSYS_NFTABLES << 8) | u16::from(message)).to_ne_bytes());
+    request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
     request.extend([0; 12]);
-    socket.send(&request, 0).map_err(failed)?;
-    let (answer, _) = socket.recv_from_full().map_err(failed)?;
+    socket.send(&request, 0).map_err(not_told)?;
+    Ok(socket)
+}
 
-    let mut attributes = answer.get(20..).unwrap_or_default();
+fn not_told(source: std::io::Error) -> Error {
+    Error::Netlink { what: "nf_tables".to_owned(), source }
+}
+
+/// The value of the first attribute of this type.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while let Some((&[l0, l1, t0, t1], _)) = attributes.split_first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = attributes.get(4..8).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-        if let (NFTA_GEN_ID, 8, Some(bytes)) = (u16::from_ne_bytes([t0, t1]), length, value) {
-            return Ok(u32::from_be_bytes(bytes));
+        if u16::from_ne_bytes([t0, t1]) == wanted {
+            return attributes.get(4..length);
         }
         attributes = attributes.get(length.next_multiple_of(4).max(4)..).unwrap_or_default();
     }
-    Err(failed(std::io::Error::other("no generation in the kernel's answer")))
+    None
 }
 
 #[cfg(test)]

@@ -118,6 +118,7 @@ impl Snapshot {
             guard,
             filter,
             sysctls: self.sysctls(desired, journal)?,
+            ..ActualState::default()
         })
     }
 

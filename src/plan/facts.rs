@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Family;
+use super::firewalls::Firewalls;
 
 /// One reading of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct HostFacts {
     pub without_main: Vec<Family>,
     /// The UDP port in use when the configuration leaves the choice to the kernel.
     pub listen_port: Option<u16>,
+    /// What else filters its packets.
+    pub firewalls: Firewalls,
 }
 
 /// A network interface.

@@ -24,10 +24,12 @@
 //!
 //! Rules: priority 1 to 89 into a table of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
 //! [`ROUTE_PROTOCOL`] on the tunnel's device. nft: the tables [`nft::guard_name`] and [`nft::filter_name`]. Sysctls: those
+//! in the journal. In other firewalls: rules that bear the comment `meshd` and name the tunnel, and the zones of interfaces
 //! in the journal. Agents with other interface names can therefore share a network namespace.
 
 mod diff;
 mod facts;
+pub mod firewalls;
 pub mod nft;
 mod routes;
 mod state;
@@ -89,6 +91,11 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     state.guard = nft::guard(config);
     state.filter = Some(nft::filter(config, facts, &exits));
     state.sysctls = sysctls::sysctls(config, facts, &exits, ipv6);
+    state.exceptions = firewalls::exceptions(config, facts, &exits);
+    state.zones = firewalls::zones(config, facts);
+    let unread = facts.firewalls.unread.iter().map(|why| format!("other firewalls cannot be read: {why}"));
+    let blocked = firewalls::blocked(config, facts).into_iter().filter(|blocked| blocked.certain);
+    warnings.extend(unread.chain(blocked.map(|blocked| blocked.to_string())));
     (state, warnings)
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::firewalls::{Exception, Position};
 use super::{ROUTE_PROTOCOL, TABLE_MAIN, tables};
 use crate::config::EVERYTHING;
 
@@ -28,6 +29,10 @@ pub struct DesiredState {
     pub filter: Option<NftTable>,
     /// Values by key.
     pub sysctls: BTreeMap<SysctlKey, String>,
+    /// In other firewalls' chains, and where.
+    pub exceptions: BTreeMap<Exception, Position>,
+    /// Interfaces in firewalld's zone [`firewalls::ZONE`](super::firewalls::ZONE).
+    pub zones: BTreeSet<String>,
     /// Table numbers to the bridges that they serve.
     pub tables: BTreeMap<u32, String>,
 }
@@ -49,6 +54,10 @@ pub struct ActualState {
     pub filter: NftActual,
     /// Those that are desired or in the journal.
     pub sysctls: BTreeMap<SysctlKey, Sysctl>,
+    /// Ours in other firewalls' chains, and whether they stand where they work.
+    pub exceptions: BTreeMap<Exception, bool>,
+    /// Interfaces that we put into firewalld's zone.
+    pub zones: BTreeSet<String>,
 }
 
 /// An IP version.

@@ -49,14 +49,14 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }
 
-fn home() -> Config {
+pub(super) fn home() -> Config {
     let vps = Egress::Peer("vps".to_owned());
     let br0 = bridge(&["10.89.2.0/24", "fd89:2::/64"], vps, &["192.168.1.0/24"]);
     let peers = vec![peer("vps", &["10.88.0.1", "fd88::1"], &["10.89.1.0/24", "fd89:1::/64"])];
     config("home", &["10.88.0.2/24", "fd88::2/64"], vec![br0], peers)
 }
 
-fn vps() -> Config {
+pub(super) fn vps() -> Config {
     let br0 = bridge(&["10.89.1.0/24", "fd89:1::/64"], Egress::Direct, &[]);
     let peers = vec![
         peer("home", &["10.88.0.2", "fd88::2"], &["10.89.2.0/24", "fd89:2::/64"]),
@@ -84,11 +84,11 @@ fn facts(lan: &[&str], gateways: [&str; 2]) -> HostFacts {
     HostFacts { links, main, ipv6: true, force_forwarding: true, ..HostFacts::default() }
 }
 
-fn home_facts() -> HostFacts {
+pub(super) fn home_facts() -> HostFacts {
     facts(&["192.168.1.0/24"], ["192.168.1.1", "fe80::1"])
 }
 
-fn vps_facts() -> HostFacts {
+pub(super) fn vps_facts() -> HostFacts {
     facts(&["203.0.113.0/24", "2001:db8:1::/64"], ["203.0.113.1", "2001:db8:1::1"])
 }
 
@@ -149,6 +149,8 @@ fn reached(desired: &DesiredState) -> ActualState {
         rules: desired.rules.clone(),
         guard: intact(&desired.guard),
         filter: intact(&desired.filter),
+        exceptions: desired.exceptions.keys().map(|exception| (exception.clone(), true)).collect(),
+        zones: desired.zones.clone(),
         sysctls: desired.sysctls.iter().map(|(key, value)| (key.clone(), sysctl(value))).collect(),
     }
 }

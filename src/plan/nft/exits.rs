@@ -36,7 +36,7 @@ impl Exits {
         exits
     }
 
-    pub(super) fn of(&self, family: Family) -> Option<&String> {
+    pub(in super::super) fn of(&self, family: Family) -> Option<&String> {
         match family {
             Family::V4 => self.v4.as_ref(),
             Family::V6 => self.v6.as_ref(),

@@ -17,6 +17,7 @@ mod exits;
 mod guard;
 mod policy;
 mod publish;
+mod source;
 mod text;
 
 pub use exits::Exits;
@@ -73,6 +74,7 @@ pub(super) fn filter(config: &Config, facts: &HostFacts, exits: &Exits) -> NftTa
     if !outside.is_empty() {
         table.chain("into-tunnel", &policy::into_tunnel(config));
     }
+    table.base_chain("keep-source", "nat", "postrouting", "srcnat - 1", &source::kept(config));
     table.base_chain("postrouting", "nat", "postrouting", "srcnat", &exits::masquerade(config, facts, exits));
     table.finish()
 }

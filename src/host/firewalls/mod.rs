@@ -1,0 +1,186 @@
+//! Other firewalls of this host: what they hold, and our exceptions in them.
+//!
+//! They are read only when there are any: the names of nft's tables cost one exchange with the kernel, and a host whose
+//! tables are all ours has no other firewall. Then one listing of nft(8) shows all; iptables-save(8) adds what nft(8)
+//! cannot show of iptables' rules. A reading holds until the generation of the ruleset changes, so nothing runs
+//! while nothing happens. Rules of the older x_tables have no generation; where they are in use, they are read each time.
+//!
+//! Changes are made by the programs that a person would use, iptables(8) and firewall-cmd(1). The latter is firewalld's own
+//! client on D-Bus and comes with it; what it changes without `--permanent` is never on disk.
+
+mod iptables;
+mod nft;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::Error;
+use super::nft::{Nft, generation, tables};
+use crate::plan::firewalls::{Chain, Exception, Firewalls, Maker, Position, zone_arguments};
+use crate::plan::{self, Change, Family};
+
+/// For one run. firewalld answers nobody while it reloads.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Tables of iptables that may drop forwarded packets.
+const FILTERS: [&str; 3] = ["filter", "raw", "mangle"];
+
+/// Reads them.
+#[derive(Debug, Default)]
+pub struct Reader {
+    seen: Option<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    generation: u32,
+    chains: Vec<Chain>,
+}
+
+impl Reader {
+    /// All chains but those of the agent on `interface`; `placed` is what the journal says. What cannot be read is left
+    /// out and named.
+    pub async fn read(&mut self, nft: &Nft, interface: &str, placed: BTreeSet<String>) -> Firewalls {
+        let legacy = legacy_tables();
+        // Asked for before listing: a change in between is then seen the next time.
+        let generation = generation().ok();
+        let fresh = |seen: &&Seen| legacy.is_empty() && generation == Some(seen.generation);
+        if let Some(seen) = self.seen.as_ref().filter(fresh) {
+            return Firewalls { chains: seen.chains.clone(), placed, unread: None };
+        }
+        self.seen = None;
+        let (chains, unread) = match list(nft, interface, &legacy).await {
+            Ok(chains) => (chains, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        if let (Some(generation), None) = (generation, &unread) {
+            self.seen = Some(Seen { generation, chains: chains.clone() });
+        }
+        Firewalls { chains, placed, unread }
+    }
+}
+
+/// Makes a change of another firewall; `present` are its chains as they were read.
+pub async fn apply(change: &Change, present: &Firewalls, interface: &str) -> Result<(), Error> {
+    match change {
+        Change::AddException { exception, position } => {
+            // One that has come to stand behind what it is an exception to.
+            if present.ours(interface).contains_key(exception) {
+                remove(exception).await?;
+            }
+            add(exception, *position).await
+        }
+        Change::RemoveException(exception) => remove(exception).await,
+        Change::PlaceInZone { interface } => {
+            run("firewall-cmd", &zone_arguments("add", interface)).await.map(drop)
+        }
+        Change::TakeFromZone { interface } => match run("firewall-cmd", &zone_arguments("remove", interface)).await {
+            Err(Error::Firewall { why, .. }) if why.contains("UNKNOWN_INTERFACE") || why.contains("NOT_RUNNING") => {
+                Ok(())
+            }
+            other => other.map(drop),
+        },
+        _ => Ok(()),
+    }
+}
+
+async fn add(exception: &Exception, position: Position) -> Result<(), Error> {
+    iptables(exception, "", &exception.added_at(position)).await.map(drop)
+}
+
+async fn remove(exception: &Exception) -> Result<(), Error> {
+    match iptables(exception, "", &exception.removed()).await {
+        // The rule is gone, or its chain.
+        Err(Error::Firewall { why, .. }) if why.contains("does a matching rule exist") || why.contains("No chain") => {
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
+async fn iptables(exception: &Exception, suffix: &str, arguments: &[String]) -> Result<String, Error> {
+    of_maker(exception.maker, exception.family, suffix, arguments).await
+}
+
+/// Runs `ip[6]tables-nft` or `-legacy`, or just `ip[6]tables` where there is only one of them.
+async fn of_maker(maker: Maker, family: Family, suffix: &str, arguments: &[String]) -> Result<String, Error> {
+    let base = if family == Family::V6 { "ip6tables" } else { "iptables" };
+    let kind = if maker == Maker::Legacy { "-legacy" } else { "-nft" };
+    match run(&format!("{base}{kind}{suffix}"), arguments).await {
+        Err(Error::FirewallProgram { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            run(&format!("{base}{suffix}"), arguments).await
+        }
+        other => other,
+    }
+}
+
+async fn list(nft: &Nft, interface: &str, legacy: &[(Family, String)]) -> Result<Vec<Chain>, Error> {
+    let own = [plan::nft::guard_name(interface), plan::nft::filter_name(interface)];
+    let mut chains = Vec::new();
+    if tables()?.iter().any(|name| !own.contains(name)) {
+        let listing = nft.ruleset().await?;
+        let not_one = || Error::Nft("list ruleset: the answer is no listing".to_owned());
+        chains = self::nft::parse(&listing, &own).ok_or_else(not_one)?;
+    }
+    for family in [Family::V4, Family::V6] {
+        let of_iptables = |chain: &Chain| {
+            chain.family == Some(family) && FILTERS.contains(&chain.table.as_str()) && is_builtin(&chain.name)
+        };
+        if !chains.iter().any(of_iptables) {
+            continue;
+        }
+        match of_maker(Maker::Iptables, family, "-save", &[]).await {
+            Ok(text) => {
+                let better = iptables::parse(&text, Maker::Iptables, family);
+                chains.retain(|chain| {
+                    chain.family != Some(family) || !better.iter().any(|other| other.table == chain.table)
+                });
+                chains.extend(better);
+            }
+            // Then nft's view has to do, and nothing can be changed.
+            Err(Error::FirewallProgram { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (family, table) in legacy {
+        let text = of_maker(Maker::Legacy, *family, "-save", &["-t".to_owned(), table.clone()]).await?;
+        chains.extend(iptables::parse(&text, Maker::Legacy, *family));
+    }
+    Ok(chains)
+}
+
+fn is_builtin(chain: &str) -> bool {
+    ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"].contains(&chain)
+}
+
+/// The tables of x_tables that are in use in this network namespace. To ask for another would create it.
+fn legacy_tables() -> Vec<(Family, String)> {
+    let files = [(Family::V4, "ip_tables_names"), (Family::V6, "ip6_tables_names")];
+    let names = |(family, file): (Family, &str)| {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        let names: Vec<_> = text.lines().map(|name| (family, name.to_owned())).collect();
+        names
+    };
+    files.into_iter().flat_map(names).filter(|(_, name)| FILTERS.contains(&name.as_str())).collect()
+}
+
+async fn run(program: &str, arguments: &[String]) -> Result<String, Error> {
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let failed = |why: String| Error::Firewall { command: format!("{program} {}", arguments.join(" ")), why };
+    let output = tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .map_err(|_| failed(format!("no end after {PATIENCE:?}")))?
+        .map_err(|source| Error::FirewallProgram { program: program.to_owned(), source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    Err(failed(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
+}
