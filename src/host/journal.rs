@@ -47,6 +47,9 @@ pub struct Original {
     /// The key whose writing overwrote it, when it was not written itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with: Option<String>,
+    /// Of `forwarding` in IPv4: what it was for all interfaces. Who switches that on later means this interface too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all: Option<String>,
 }
 
 /// Of an nft table.
@@ -235,7 +238,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Journal {
-        let original = Original { value: "0".to_owned(), index: 2, with: None };
+        let original = Original { value: "0".to_owned(), index: 2, with: None, all: None };
         let mut journal =
             Journal { version: VERSION, boot_id: boot_id(), interface: "mesh0".to_owned(), ..Journal::default() };
         journal.tables.insert(8_800_001);
@@ -292,7 +295,7 @@ mod tests {
     fn a_sysctl_outside_of_interfaces_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = sample();
-        let original = Original { value: "0".to_owned(), index: 0, with: None };
+        let original = Original { value: "0".to_owned(), index: 0, with: None, all: None };
         journal.sysctls.insert("ipv4/conf/../ip_forward".to_owned(), original);
         Store::new(folder.path(), "mesh0").save(&journal).unwrap();
         let error = Store::new(folder.path(), "mesh0").load().unwrap_err();

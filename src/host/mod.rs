@@ -449,7 +449,8 @@ fn record_sysctl(
         return Ok(());
     }
     if let Some(value) = sysctl::read(key)? {
-        journal.sysctls.insert(key.path(), Original { value, index, with });
+        let all = sysctl::switch_of_all(key).map_or(Ok(None), |all| sysctl::read(&all))?;
+        journal.sysctls.insert(key.path(), Original { value, index, with, all });
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Error;
-use super::journal::Journal;
+use super::journal::{Journal, Original};
 use super::netlink::{self, Address, Links, Netlink, OtherRoute};
 use super::sysctl;
 use crate::plan::{
@@ -145,11 +145,19 @@ impl Snapshot {
             let original = journal.sysctls.get(&key.path());
             // An interface that went and came back starts anew; what the journal says is about its former life.
             let original = original.filter(|original| original.index == self.index(&key.link));
-            let original = original.filter(|original| original.with.is_none()).map(|original| original.value.clone());
+            let original = original.filter(|original| original.with.is_none());
+            let original = original.map(|original| value_to_restore(&key, original)).transpose()?;
             sysctls.insert(key, Sysctl { value, original });
         }
         Ok(sysctls)
     }
+}
+
+/// The value before ours; the present one of all interfaces when somebody, as Docker at its start, has set that since.
+fn value_to_restore(key: &SysctlKey, original: &Original) -> Result<String, Error> {
+    let all = sysctl::switch_of_all(key).map_or(Ok(None), |all| sysctl::read(&all))?;
+    let changed = original.all.is_some() && original.all != all;
+    Ok(all.filter(|_| changed).unwrap_or_else(|| original.value.clone()))
 }
 
 /// `fe80::/10` (RFC 4291, section 2.5.6).

@@ -147,7 +147,8 @@ fn restored_sysctls(desired: &DesiredState, actual: &ActualState) -> Vec<Change>
 
 fn opened_firewalls(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     let absent = desired.exceptions.iter().filter(|(exception, _)| actual.exceptions.get(exception) != Some(&true));
-    let exceptions = absent.map(|(exception, &position)| Change::AddException { exception: exception.clone(), position });
+    let exceptions =
+        absent.map(|(exception, &position)| Change::AddException { exception: exception.clone(), position });
     let zones = desired.zones.difference(&actual.zones).cloned();
     exceptions.chain(zones.map(|interface| Change::PlaceInZone { interface })).collect()
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod capture;
+pub mod firewalls;
 pub mod host;
 pub mod nat;
 pub mod netns;

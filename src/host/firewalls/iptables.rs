@@ -48,8 +48,7 @@ fn append(chains: &mut [Chain], table: &str, text: &str) {
 }
 
 fn rule(mut words: impl Iterator<Item = String>, text: &str, is_chain: impl Fn(&str) -> bool) -> Rule {
-    let mut rule =
-        Rule { conditions: Vec::new(), verdict: Verdict::Other, comment: None, text: format!("-A {text}") };
+    let mut rule = Rule { conditions: Vec::new(), verdict: Verdict::Other, comment: None, text: format!("-A {text}") };
     let mut negated = false;
     while let Some(word) = words.next() {
         let mut value = || words.next().unwrap_or_default();
@@ -140,7 +139,10 @@ mod tests {
         let raw = &chains[0].rules[0];
         assert_eq!(raw.conditions[0], Condition::of(What::Destination(vec!["10.89.2.10/32".parse().unwrap()])));
         assert_eq!(raw.conditions[1], Condition { negated: true, what: What::Input(vec!["br0".to_owned()]) });
-        assert_eq!((&raw.verdict, raw.text.as_str()), (&Verdict::Drop, "-A PREROUTING -d 10.89.2.10/32 ! -i br0 -j DROP"));
+        assert_eq!(
+            (&raw.verdict, raw.text.as_str()),
+            (&Verdict::Drop, "-A PREROUTING -d 10.89.2.10/32 ! -i br0 -j DROP")
+        );
         let forward = &chains[1].rules;
         assert_eq!(forward[0].verdict, Verdict::Jump("DOCKER-USER".to_owned()));
         let states = ["RELATED", "ESTABLISHED"].map(str::to_owned).into();

@@ -75,9 +75,7 @@ pub async fn apply(change: &Change, present: &Firewalls, interface: &str) -> Res
             add(exception, *position).await
         }
         Change::RemoveException(exception) => remove(exception).await,
-        Change::PlaceInZone { interface } => {
-            run("firewall-cmd", &zone_arguments("add", interface)).await.map(drop)
-        }
+        Change::PlaceInZone { interface } => run("firewall-cmd", &zone_arguments("add", interface)).await.map(drop),
         Change::TakeFromZone { interface } => match run("firewall-cmd", &zone_arguments("remove", interface)).await {
             Err(Error::Firewall { why, .. }) if why.contains("UNKNOWN_INTERFACE") || why.contains("NOT_RUNNING") => {
                 Ok(())

@@ -39,7 +39,8 @@ pub fn blocked(config: &Config, facts: &HostFacts) -> Vec<Blocked> {
     for packet in packets(config, firewalls, &exits) {
         for drop in walk::drops(&chains, &packet) {
             let one = describe(&drop, packet.clone());
-            let same = |other: &Blocked| (&other.place, &other.rule, &other.remedy) == (&one.place, &one.rule, &one.remedy);
+            let same =
+                |other: &Blocked| (&other.place, &other.rule, &other.remedy) == (&one.place, &one.rule, &one.remedy);
             if !found.iter().any(same) {
                 found.push(one);
             }
@@ -165,6 +166,10 @@ impl fmt::Display for Blocked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Packet { input, output, .. } = &self.packet;
         let drops = if self.certain { "drops" } else { "may drop" };
-        write!(f, "{} {drops} what goes from {input} to {output} ({}); to let it pass: {}", self.place, self.rule, self.remedy)
+        write!(
+            f,
+            "{} {drops} what goes from {input} to {output} ({}); to let it pass: {}",
+            self.place, self.rule, self.remedy
+        )
     }
 }

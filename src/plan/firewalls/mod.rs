@@ -41,8 +41,7 @@ pub const COMMENT: &str = "meshd";
 /// Where others have exceptions put, in the table `filter`.
 const FORWARD_EXCEPTIONS: [&str; 3] = ["DOCKER-USER", "ufw-user-forward", "ufw6-user-forward"];
 /// Where firewalld tells the zones of forwarded packets apart: over nft and over iptables, and before firewalld 1.0.
-const ZONE_CHAINS: [&str; 4] =
-    ["filter_FORWARD_ZONES", "FORWARD_ZONES", "filter_FORWARD_IN_ZONES", "FORWARD_IN_ZONES"];
+const ZONE_CHAINS: [&str; 4] = ["filter_FORWARD_ZONES", "FORWARD_ZONES", "filter_FORWARD_IN_ZONES", "FORWARD_IN_ZONES"];
 /// What stands before the zone's name in the chains that those lead into.
 const ZONE_PREFIXES: [&str; 4] = ["filter_FWD_", "FWD_", "filter_FWDI_", "FWDI_"];
 

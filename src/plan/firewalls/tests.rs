@@ -103,7 +103,14 @@ fn what_is_there_and_works_is_left_alone() {
     }
     assert_eq!(changes(&config, &facts), Vec::<String>::new());
     let (state, _) = desired(&config, &facts);
-    assert_eq!(diff(&DesiredState::default(), &ActualState { exceptions: facts.firewalls.ours("mesh0"), ..ActualState::default() }).len(), state.exceptions.len());
+    assert_eq!(
+        diff(
+            &DesiredState::default(),
+            &ActualState { exceptions: facts.firewalls.ours("mesh0"), ..ActualState::default() }
+        )
+        .len(),
+        state.exceptions.len()
+    );
     // Of another agent, and without our comment.
     facts.firewalls.chains[1].rules.iter_mut().for_each(|rule| rule.comment = None);
     assert!(facts.firewalls.ours("mesh0").is_empty());
@@ -147,7 +154,9 @@ fn ufw_gets_exceptions_at_the_end_of_its_users_rules() {
     ];
     let facts = with(home_facts(), chains);
     let found = changes(&home(), &facts);
-    assert!(found.contains(&"iptables -w -A ufw-user-forward -i mesh0 -m comment --comment meshd -j ACCEPT".to_owned()));
+    assert!(
+        found.contains(&"iptables -w -A ufw-user-forward -i mesh0 -m comment --comment meshd -j ACCEPT".to_owned())
+    );
     assert_eq!(desired(&home(), &facts).1, Vec::<String>::new());
 }
 
@@ -174,11 +183,8 @@ fn firewalld(rules: Vec<Rule>) -> Vec<Chain> {
     let mut rules = rules;
     rules.push(rule(&[], Verdict::Goto("filter_FWD_public".to_owned())));
     let reject = || rule(&[], Verdict::Drop);
-    let inet = |name: &str, hook, rules| Chain {
-        maker: Maker::Nft,
-        family: None,
-        ..chain("firewalld", name, hook, rules)
-    };
+    let inet =
+        |name: &str, hook, rules| Chain { maker: Maker::Nft, family: None, ..chain("firewalld", name, hook, rules) };
     vec![
         inet("filter_FORWARD", forward(false), vec![jump("filter_FORWARD_ZONES"), reject()]),
         inet("filter_FORWARD_ZONES", None, rules),
@@ -192,10 +198,7 @@ fn firewalld_gets_tunnel_and_bridges_in_a_zone() {
     let facts = with(home_facts(), firewalld(Vec::new()));
     assert_eq!(
         changes(&home(), &facts),
-        [
-            "firewall-cmd --zone=trusted --add-interface=br0",
-            "firewall-cmd --zone=trusted --add-interface=mesh0"
-        ]
+        ["firewall-cmd --zone=trusted --add-interface=br0", "firewall-cmd --zone=trusted --add-interface=mesh0"]
     );
     assert_eq!(desired(&home(), &facts).1, Vec::<String>::new());
 }

@@ -87,12 +87,10 @@ impl<'a> Walk<'a, '_> {
     fn may_accept(&self, from: &Chain, verdict: &Verdict, depth: usize) -> bool {
         match verdict {
             Verdict::Accept => true,
-            Verdict::Jump(name) | Verdict::Goto(name) if depth < DEPTH => {
-                self.named(from, name).is_some_and(|chain| {
-                    let possible = chain.rules.iter().filter(|rule| rule.fits(self.packet) != Fits::No);
-                    possible.into_iter().any(|rule| self.may_accept(chain, &rule.verdict, depth + 1))
-                })
-            }
+            Verdict::Jump(name) | Verdict::Goto(name) if depth < DEPTH => self.named(from, name).is_some_and(|chain| {
+                let possible = chain.rules.iter().filter(|rule| rule.fits(self.packet) != Fits::No);
+                possible.into_iter().any(|rule| self.may_accept(chain, &rule.verdict, depth + 1))
+            }),
             _ => false,
         }
     }
