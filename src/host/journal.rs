@@ -181,13 +181,14 @@ impl Journal {
     pub fn reduced_to(mut self, table: Option<&str>) -> Self {
         self.tables.clear();
         self.sysctls.clear();
+        self.placed.clear();
         self.nft.retain(|name, _| Some(name.as_str()) == table);
         self
     }
 
     /// Whether there is nothing to undo.
     pub fn is_empty(&self) -> bool {
-        self.tables.is_empty() && self.sysctls.is_empty() && self.nft.is_empty()
+        self.tables.is_empty() && self.sysctls.is_empty() && self.nft.is_empty() && self.placed.is_empty()
     }
 }
 

@@ -21,6 +21,7 @@ mod kept;
 mod netlink;
 mod news;
 mod nft;
+mod program;
 mod rivals;
 mod snapshot;
 mod sysctl;
@@ -207,9 +208,9 @@ impl Reconciler {
         held.map(|(applied, _)| applied).unwrap_or_default()
     }
 
-    /// Whether a process is an nft(8) of this reconciler, which is not news.
+    /// Whether a process was started by this reconciler, which is not news.
     pub fn started(&self, actor: &Actor) -> bool {
-        self.nft.started(actor.pid)
+        self.nft.programs().started(actor.pid)
     }
 
     /// Makes these changes. Goes on past failures, but not without an nft table, and reports them all.
@@ -366,12 +367,12 @@ impl Reconciler {
             }
             Change::SetSysctl { key, value } => return sysctl::write(key, value),
             Change::TakeFromZone { interface } => {
-                firewalls::apply(change, &self.firewalls, &self.interface).await?;
+                firewalls::apply(change, self.nft.programs(), &self.firewalls, &self.interface).await?;
                 journal.placed.remove(interface);
                 return Ok(());
             }
             Change::AddException { .. } | Change::RemoveException(_) | Change::PlaceInZone { .. } => {
-                return firewalls::apply(change, &self.firewalls, &self.interface).await;
+                return firewalls::apply(change, self.nft.programs(), &self.firewalls, &self.interface).await;
             }
             Change::RestoreSysctl { key, value } => return restore(key, value, snapshot, journal),
             _ => {}

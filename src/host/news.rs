@@ -29,7 +29,7 @@ impl News {
     pub fn by(&self, kind: &str) -> impl Iterator<Item = &Actor> {
         // A link that goes takes addresses and routes with it, and of those the kernel names nobody.
         let link = if matches!(kind, "route" | "address") { "link" } else { "" };
-        let kind = if kind == "guard" { "nft" } else { kind };
+        let kind = if matches!(kind, "guard" | "firewall") { "nft" } else { kind };
         let of = |kind: &str| self.by.get(kind).filter(|actors| !actors.is_empty());
         of(kind).or_else(|| of(link)).into_iter().flatten()
     }

@@ -5,47 +5,27 @@
 //! differs (counters aside) means that somebody changed the table. Between listings the kernel's ruleset generation
 //! tells at the price of one system call pair whether anything in nft changed at all.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rtnetlink::sys::{Socket, SocketAddr};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 
 use super::Error;
+use super::program::{Programs, Refusal};
 use crate::plan::NftTable;
 use crate::plan::tables::fnv1a;
-
-/// For one run: a transaction takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Processes that are known as our own: more than a reconciliation starts.
-const REMEMBERED: usize = 64;
 
 /// The program nft(8).
 #[derive(Debug)]
 pub struct Nft {
     program: PathBuf,
-    /// The last processes that were started, newest last.
-    started: Mutex<VecDeque<u32>>,
+    programs: Programs,
 }
 
 impl Nft {
     /// A path, or a name to be looked up in `PATH`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), started: Mutex::default() }
-    }
-
-    /// Whether this was one of the last processes that were started here.
-    pub fn started(&self, pid: u32) -> bool {
-        self.processes().contains(&pid)
-    }
-
-    fn processes(&self) -> MutexGuard<'_, VecDeque<u32>> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { program: program.into(), programs: Programs::default() }
     }
 
     /// Puts a table in the place of one of the same name, without a moment of neither.
@@ -81,34 +61,16 @@ impl Nft {
         self.run(&["-j", "-t", "list", "ruleset"], "").await
     }
 
+    /// What runs it, and others.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(Error::NftMissing)?;
-        {
-            let mut started = self.processes();
-            started.extend(child.id());
-            if started.len() > REMEMBERED {
-                started.pop_front();
-            }
-        }
-        let finished = async {
-            if let Some(mut stdin) = child.stdin.take() {
-                // A program that ends without reading says why on its standard error.
-                let _ = stdin.write_all(input.as_bytes()).await;
-            }
-            child.wait_with_output().await.map_err(Error::NftMissing)
-        };
-        let output = tokio::time::timeout(PATIENCE, finished)
-            .await
-            .map_err(|_| Error::Nft(format!("{}: no end after {PATIENCE:?}", arguments.join(" "))))??;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        Err(Error::Nft(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
+        self.programs.run(&self.program, arguments, input).await.map_err(|refusal| match refusal {
+            Refusal::NotRun(error) => Error::NftMissing(error),
+            Refusal::Said(message) => Error::Nft(message),
+        })
     }
 }
 

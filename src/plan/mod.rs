@@ -94,7 +94,8 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     state.exceptions = firewalls::exceptions(config, facts, &exits);
     state.zones = firewalls::zones(config, facts);
     let unread = facts.firewalls.unread.iter().map(|why| format!("other firewalls cannot be read: {why}"));
-    let blocked = firewalls::blocked(config, facts).into_iter().filter(|blocked| blocked.certain);
+    let blocked = if facts.firewalls.settling { Vec::new() } else { firewalls::blocked(config, facts) };
+    let blocked = blocked.into_iter().filter(|blocked| blocked.certain);
     warnings.extend(unread.chain(blocked.map(|blocked| blocked.to_string())));
     (state, warnings)
 }

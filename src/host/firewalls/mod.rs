@@ -14,18 +14,18 @@ mod nft;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::process::Stdio;
-use std::time::Duration;
-
-use tokio::process::Command;
+use std::time::{Duration, Instant};
 
 use super::Error;
 use super::nft::{Nft, generation, tables};
+use super::program::{Programs, Refusal};
 use crate::plan::firewalls::{Chain, Exception, Firewalls, Maker, Position, zone_arguments};
 use crate::plan::{self, Change, Family};
 
-/// For one run. firewalld answers nobody while it reloads.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A reload takes others' chains away and puts them back one after the other.
+const RELOAD: Duration = Duration::from_secs(2);
+/// firewalld's own client.
+const FIREWALL_CMD: &str = "firewall-cmd";
 /// Tables of iptables that may drop forwarded packets.
 const FILTERS: [&str; 3] = ["filter", "raw", "mangle"];
 
@@ -33,6 +33,8 @@ const FILTERS: [&str; 3] = ["filter", "raw", "mangle"];
 #[derive(Debug, Default)]
 pub struct Reader {
     seen: Option<Seen>,
+    /// Others' chains as they were read last, without our rules in them, and since when.
+    last: Option<(Vec<Chain>, Option<Instant>)>,
 }
 
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl Reader {
         let generation = generation().ok();
         let fresh = |seen: &&Seen| legacy.is_empty() && generation == Some(seen.generation);
         if let Some(seen) = self.seen.as_ref().filter(fresh) {
-            return Firewalls { chains: seen.chains.clone(), placed, unread: None };
+            return Firewalls { chains: seen.chains.clone(), placed, unread: None, settling: self.settling() };
         }
         self.seen = None;
         let (chains, unread) = match list(nft, interface, &legacy).await {
@@ -60,23 +62,40 @@ impl Reader {
         if let (Some(generation), None) = (generation, &unread) {
             self.seen = Some(Seen { generation, chains: chains.clone() });
         }
-        Firewalls { chains, placed, unread }
+        let mut firewalls = Firewalls { chains, placed, unread, settling: false };
+        let theirs = firewalls.theirs(interface);
+        match &mut self.last {
+            None => self.last = Some((theirs, None)),
+            Some((before, _)) if *before == theirs => {}
+            Some(last) => *last = (theirs, Some(Instant::now())),
+        }
+        firewalls.settling = self.settling();
+        firewalls
+    }
+
+    /// Whether others have just changed something.
+    fn settling(&self) -> bool {
+        self.last.as_ref().and_then(|(_, changed)| *changed).is_some_and(|changed| changed.elapsed() < RELOAD)
     }
 }
 
 /// Makes a change of another firewall; `present` are its chains as they were read.
-pub async fn apply(change: &Change, present: &Firewalls, interface: &str) -> Result<(), Error> {
+pub async fn apply(change: &Change, programs: &Programs, present: &Firewalls, interface: &str) -> Result<(), Error> {
     match change {
         Change::AddException { exception, position } => {
             // One that has come to stand behind what it is an exception to.
             if present.ours(interface).contains_key(exception) {
-                remove(exception).await?;
+                remove(programs, exception).await?;
             }
-            add(exception, *position).await
+            add(programs, exception, *position).await
         }
-        Change::RemoveException(exception) => remove(exception).await,
-        Change::PlaceInZone { interface } => run("firewall-cmd", &zone_arguments("add", interface)).await.map(drop),
-        Change::TakeFromZone { interface } => match run("firewall-cmd", &zone_arguments("remove", interface)).await {
+        Change::RemoveException(exception) => remove(programs, exception).await,
+        Change::PlaceInZone { interface } => {
+            run(programs, FIREWALL_CMD, &zone_arguments("add", interface)).await.map(drop)
+        }
+        Change::TakeFromZone { interface } => match run(programs, FIREWALL_CMD, &zone_arguments("remove", interface))
+            .await
+        {
             Err(Error::Firewall { why, .. }) if why.contains("UNKNOWN_INTERFACE") || why.contains("NOT_RUNNING") => {
                 Ok(())
             }
@@ -86,12 +105,12 @@ pub async fn apply(change: &Change, present: &Firewalls, interface: &str) -> Res
     }
 }
 
-async fn add(exception: &Exception, position: Position) -> Result<(), Error> {
-    iptables(exception, "", &exception.added_at(position)).await.map(drop)
+async fn add(programs: &Programs, exception: &Exception, position: Position) -> Result<(), Error> {
+    iptables(programs, exception, &exception.added_at(position)).await.map(drop)
 }
 
-async fn remove(exception: &Exception) -> Result<(), Error> {
-    match iptables(exception, "", &exception.removed()).await {
+async fn remove(programs: &Programs, exception: &Exception) -> Result<(), Error> {
+    match iptables(programs, exception, &exception.removed()).await {
         // The rule is gone, or its chain.
         Err(Error::Firewall { why, .. }) if why.contains("does a matching rule exist") || why.contains("No chain") => {
             Ok(())
@@ -100,17 +119,23 @@ async fn remove(exception: &Exception) -> Result<(), Error> {
     }
 }
 
-async fn iptables(exception: &Exception, suffix: &str, arguments: &[String]) -> Result<String, Error> {
-    of_maker(exception.maker, exception.family, suffix, arguments).await
+async fn iptables(programs: &Programs, exception: &Exception, arguments: &[String]) -> Result<String, Error> {
+    of_maker(programs, exception.maker, exception.family, "", arguments).await
 }
 
 /// Runs `ip[6]tables-nft` or `-legacy`, or just `ip[6]tables` where there is only one of them.
-async fn of_maker(maker: Maker, family: Family, suffix: &str, arguments: &[String]) -> Result<String, Error> {
+async fn of_maker(
+    programs: &Programs,
+    maker: Maker,
+    family: Family,
+    suffix: &str,
+    arguments: &[String],
+) -> Result<String, Error> {
     let base = if family == Family::V6 { "ip6tables" } else { "iptables" };
     let kind = if maker == Maker::Legacy { "-legacy" } else { "-nft" };
-    match run(&format!("{base}{kind}{suffix}"), arguments).await {
+    match run(programs, &format!("{base}{kind}{suffix}"), arguments).await {
         Err(Error::FirewallProgram { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            run(&format!("{base}{suffix}"), arguments).await
+            run(programs, &format!("{base}{suffix}"), arguments).await
         }
         other => other,
     }
@@ -131,7 +156,7 @@ async fn list(nft: &Nft, interface: &str, legacy: &[(Family, String)]) -> Result
         if !chains.iter().any(of_iptables) {
             continue;
         }
-        match of_maker(Maker::Iptables, family, "-save", &[]).await {
+        match of_maker(nft.programs(), Maker::Iptables, family, "-save", &[]).await {
             Ok(text) => {
                 let better = iptables::parse(&text, Maker::Iptables, family);
                 chains.retain(|chain| {
@@ -145,7 +170,7 @@ async fn list(nft: &Nft, interface: &str, legacy: &[(Family, String)]) -> Result
         }
     }
     for (family, table) in legacy {
-        let text = of_maker(Maker::Legacy, *family, "-save", &["-t".to_owned(), table.clone()]).await?;
+        let text = of_maker(nft.programs(), Maker::Legacy, *family, "-save", &["-t".to_owned(), table.clone()]).await?;
         chains.extend(iptables::parse(&text, Maker::Legacy, *family));
     }
     Ok(chains)
@@ -166,19 +191,10 @@ fn legacy_tables() -> Vec<(Family, String)> {
     files.into_iter().flat_map(names).filter(|(_, name)| FILTERS.contains(&name.as_str())).collect()
 }
 
-async fn run(program: &str, arguments: &[String]) -> Result<String, Error> {
-    let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let failed = |why: String| Error::Firewall { command: format!("{program} {}", arguments.join(" ")), why };
-    let output = tokio::time::timeout(PATIENCE, command.output())
-        .await
-        .map_err(|_| failed(format!("no end after {PATIENCE:?}")))?
-        .map_err(|source| Error::FirewallProgram { program: program.to_owned(), source })?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(failed(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
+async fn run(programs: &Programs, program: &str, arguments: &[String]) -> Result<String, Error> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    programs.run(program, &arguments, "").await.map_err(|refusal| match refusal {
+        Refusal::NotRun(source) => Error::FirewallProgram { program: program.to_owned(), source },
+        Refusal::Said(why) => Error::Firewall { command: format!("{program} {}", arguments.join(" ")), why },
+    })
 }

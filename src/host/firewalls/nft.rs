@@ -144,3 +144,51 @@ fn networks(right: &Value) -> Option<Vec<IpNet>> {
     };
     values(right).into_iter().map(network).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = r#"{"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
+        {"table": {"family": "inet", "name": "firewalld", "handle": 1}},
+        {"chain": {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "handle": 1, "type": "filter",
+            "hook": "forward", "prio": 10, "policy": "drop"}},
+        {"chain": {"family": "inet", "table": "firewalld", "name": "zones", "handle": 2}},
+        {"chain": {"family": "inet", "table": "firewalld", "name": "nat", "handle": 3, "type": "nat", "hook": "postrouting",
+            "prio": 100, "policy": "accept"}},
+        {"chain": {"family": "inet", "table": "meshd", "name": "forward", "handle": 1, "type": "filter", "hook": "forward",
+            "prio": 0, "policy": "accept"}},
+        {"rule": {"family": "inet", "table": "firewalld", "chain": "filter_FORWARD", "handle": 4, "expr": [
+            {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}]}},
+        {"rule": {"family": "inet", "table": "firewalld", "chain": "filter_FORWARD", "handle": 5, "comment": "why", "expr": [
+            {"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [
+                ["lo", {"accept": null}], ["mesh0", {"goto": {"target": "zones"}}]]}}}]}},
+        {"rule": {"family": "inet", "table": "firewalld", "chain": "zones", "handle": 6, "expr": [
+            {"match": {"op": "!=", "left": {"payload": {"protocol": "ip", "field": "daddr"}},
+                "right": {"set": [{"prefix": {"addr": "10.89.2.0", "len": 24}}, "192.0.2.1"]}}},
+            {"counter": {"packets": 0, "bytes": 0}}, {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}]}},
+        {"rule": {"family": "inet", "table": "firewalld", "chain": "zones", "handle": 7, "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@known"}},
+            {"xt": {"type": "match", "name": "comment"}}, {"xt": {"type": "target", "name": "LOG"}}, {"accept": null}]}}]}"#;
+
+    #[test]
+    fn a_listing_of_nft() {
+        let chains = parse(LISTING, &["meshd".to_owned()]).unwrap();
+        let names: Vec<_> = chains.iter().map(|chain| chain.name.as_str()).collect();
+        assert_eq!(names, ["filter_FORWARD", "zones"], "neither NAT nor what is ours");
+        assert_eq!(chains[0].hook, Some(Hook { stage: Stage::Forward, drops: true }));
+        assert_eq!((chains[0].family, chains[1].hook), (None, None));
+        let [established, lo, mesh0] = chains[0].rules.as_slice() else { panic!("{:?}", chains[0].rules) };
+        let states = ["established", "related"].map(str::to_owned).into();
+        assert_eq!(established.conditions, [Condition::of(What::State(states))]);
+        assert_eq!((&lo.verdict, &mesh0.verdict), (&Verdict::Accept, &Verdict::Goto("zones".to_owned())));
+        assert_eq!(mesh0.conditions, [Condition::of(What::Input(vec!["mesh0".to_owned()]))]);
+        assert_eq!((mesh0.comment.as_deref(), mesh0.text.as_str()), (Some("why"), "rule with handle 5"));
+        let [reject, known] = chains[1].rules.as_slice() else { panic!("{:?}", chains[1].rules) };
+        let nets = ["10.89.2.0/24", "192.0.2.1/32"].map(|net| net.parse().unwrap()).into();
+        assert_eq!(reject.conditions, [Condition { negated: true, what: What::Destination(nets) }]);
+        assert_eq!(reject.verdict, Verdict::Drop);
+        assert_eq!((&known.conditions[..], &known.verdict), (&[Condition::of(What::Unknown)][..], &Verdict::Accept));
+        assert_eq!(parse("Error: syntax error", &[]), None);
+    }
+}

@@ -54,6 +54,8 @@ pub struct Firewalls {
     pub placed: BTreeSet<String>,
     /// Why this is not all, when something could not be read.
     pub unread: Option<String>,
+    /// Others change their rules at this moment: what they drop now may pass in another.
+    pub settling: bool,
 }
 
 /// A rule of ours in a chain of another firewall. It accepts what fits all that is given.
@@ -118,6 +120,15 @@ impl Firewalls {
             }
         }
         found
+    }
+
+    /// All chains without the exceptions of ours in them.
+    pub fn theirs(&self, interface: &str) -> Vec<Chain> {
+        let mut chains = self.chains.clone();
+        for (chain, full) in chains.iter_mut().zip(&self.chains) {
+            chain.rules.retain(|rule| Exception::read(full, rule, interface).is_none());
+        }
+        chains
     }
 
     /// The interfaces that are in [`ZONE`] by our doing.

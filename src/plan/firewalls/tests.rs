@@ -4,13 +4,13 @@ use super::*;
 use crate::plan::tests::{home, home_facts, vps, vps_facts};
 use crate::plan::{ActualState, Change, DesiredState, HostFacts, desired, diff};
 
-fn chain(table: &str, name: &str, hook: Option<Hook>, rules: Vec<Rule>) -> Chain {
+fn chain(table: &str, name: &str, hook: impl Into<Option<Hook>>, rules: Vec<Rule>) -> Chain {
     let (table, name) = (table.to_owned(), name.to_owned());
-    Chain { maker: Maker::Iptables, family: Some(Family::V4), table, name, hook, rules }
+    Chain { maker: Maker::Iptables, family: Some(Family::V4), table, name, hook: hook.into(), rules }
 }
 
-fn forward(drops: bool) -> Option<Hook> {
-    Some(Hook { stage: Stage::Forward, drops })
+fn forward(drops: bool) -> Hook {
+    Hook { stage: Stage::Forward, drops }
 }
 
 fn rule(conditions: &[Condition], verdict: Verdict) -> Rule {
@@ -186,7 +186,7 @@ fn firewalld(rules: Vec<Rule>) -> Vec<Chain> {
     let inet =
         |name: &str, hook, rules| Chain { maker: Maker::Nft, family: None, ..chain("firewalld", name, hook, rules) };
     vec![
-        inet("filter_FORWARD", forward(false), vec![jump("filter_FORWARD_ZONES"), reject()]),
+        inet("filter_FORWARD", Some(forward(false)), vec![jump("filter_FORWARD_ZONES"), reject()]),
         inet("filter_FORWARD_ZONES", None, rules),
         inet("filter_FWD_public", None, vec![reject()]),
         inet("filter_FWD_trusted", None, vec![rule(&[], Verdict::Accept)]),

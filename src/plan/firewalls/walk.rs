@@ -26,10 +26,9 @@ pub fn drops<'a>(chains: &'a [Chain], packet: &Packet) -> Vec<Drop<'a>> {
         .filter_map(|(base, hook)| {
             let mut walk = Walk { chains, packet, certain: true };
             let (chain, rule) = match walk.through(base, 0) {
-                Some(End::Accepted) => return None,
                 Some(End::Dropped(chain, rule)) => (chain, Some(rule)),
                 None if hook.drops => (base, None),
-                None => return None,
+                Some(End::Accepted) | None => return None,
             };
             Some(Drop { base, chain, rule, certain: walk.certain })
         })
