@@ -1,7 +1,7 @@
 //! Living beside other firewalls: Docker's, ufw's, firewalld's, and what an administrator wrote by hand.
 //!
 //! An accept in our nft table undoes no drop in another's: a packet must be accepted by every base chain that it passes.
-//! So where another firewall has a place for others' exceptions, ours are put there ([`exceptions`], [`zones`]):
+//! So where another firewall has a place for others' exceptions, ours are put there (`exceptions`, `zones`):
 //!
 //! - **Docker**: `DOCKER-USER`, which is asked before anything that Docker drops; and for its drops in `raw PREROUTING`
 //!   (since Docker 28), which come before any other chain, an accept right above them.
@@ -13,7 +13,7 @@
 //! else wrote, so an administrator's drop there is obeyed.
 //!
 //! A hand-written ruleset has no such place, and its order means something to whoever wrote it. It is left alone, and what it
-//! drops is named, with the command that lets it pass ([`blocked`]). So is what other firewalls drop despite all this.
+//! drops is named, with the command that lets it pass ([`blocked()`]). So is what other firewalls drop despite all this.
 
 mod blocked;
 mod rules;
