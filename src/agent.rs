@@ -11,8 +11,10 @@
 
 mod answer;
 mod detach;
+mod doctor;
 mod egress;
 mod endpoints;
+mod exam;
 pub mod guard;
 mod mail;
 mod measure;
@@ -23,6 +25,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use doctor::{DoctorOptions, doctor};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing_subscriber::EnvFilter;

@@ -268,6 +268,10 @@ impl control::Agent for Running {
         self.find_agents().await
     }
 
+    async fn doctor(&self, request: api::DoctorRequest) -> api::Examined {
+        self.examine_peers(&request).await
+    }
+
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {
         self.measure(&request, &events).await;
     }

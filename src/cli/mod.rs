@@ -6,6 +6,7 @@
 mod ask;
 mod bench;
 mod complete;
+mod doctor;
 mod down;
 mod guard;
 mod init;
@@ -66,6 +67,8 @@ enum Command {
     Plan(plan::Args),
     /// Close egress bridges before the agent runs
     Guard(guard::Args),
+    /// Find what blocks traffic and say the exact remedy
+    Doctor(doctor::Args),
     /// Measure throughput and latency to another agent
     Bench(bench::Args),
     /// Add, list, show and remove peers
@@ -108,6 +111,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, dirs),
         Command::Plan(args) => plan::run(args, dirs),
         Command::Guard(args) => guard::run(args, dirs),
+        Command::Doctor(args) => doctor::run(args, dirs),
         Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
         Command::Genkey(args) => keys::genkey(args),

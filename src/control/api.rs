@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use crate::bench::Report;
+pub use crate::doctor::exam::Examined;
 use crate::key::PublicKey;
 use crate::tunnel::PeerState;
 
@@ -189,6 +190,18 @@ pub struct Agents {
     pub agents: Vec<String>,
     /// The others: other programs, and agents that cannot be reached.
     pub others: Vec<String>,
+}
+
+/// What `meshd doctor` asks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DoctorRequest {
+    /// Names of those to call; all without it.
+    pub peers: Option<Vec<String>>,
+    /// Addresses on the internet that an exit is to try.
+    pub internet: Vec<IpAddr>,
+    /// Compare the kernel with the plan first, and bring back what differs.
+    pub reconcile: bool,
 }
 
 /// What `meshd bench` asks.

@@ -147,6 +147,11 @@ impl Agent for FakeAgent {
         std::future::ready(api::Agents { agents: vec!["vps".to_owned()], others: vec!["phone".to_owned()] })
     }
 
+    async fn doctor(&self, request: api::DoctorRequest) -> api::Examined {
+        self.called(format!("doctor {}", request.reconcile));
+        api::Examined::default()
+    }
+
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {
         self.called(format!("bench {} {}", request.peer, request.seconds));
         let ended = self.bench_ended.clone();

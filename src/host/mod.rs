@@ -11,6 +11,7 @@
 //! Create it on the thread, and in the network namespace, where it is used, inside a tokio runtime with I/O enabled. The
 //! tunnel's device itself is the dataplane's: it comes and goes with the process.
 
+pub mod containers;
 mod cpu;
 mod error;
 mod files;
@@ -22,7 +23,10 @@ mod news;
 mod nft;
 mod rivals;
 mod snapshot;
+pub mod survey;
 mod sysctl;
+pub mod tries;
+mod visitor;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -33,6 +37,8 @@ pub use error::{Error, Failure};
 pub use guard::{GuardState, KeptGuard};
 pub use news::{Actor, News};
 pub use rivals::Rivals;
+pub use survey::set_sysctl;
+pub use visitor::Visitor;
 pub use watch::Watch;
 
 use crate::config::Config;

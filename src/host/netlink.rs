@@ -71,6 +71,11 @@ impl Netlink {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
+    /// For requests that no plan makes.
+    pub fn handle(&self) -> &rtnetlink::Handle {
+        &self.handle
+    }
+
     /// All links.
     pub async fn links(&self) -> Result<Links, Error> {
         let messages = collect("ip link show", self.handle.link().get().execute()).await?;
@@ -292,7 +297,8 @@ fn parts(message: &RouteMessage) -> Option<Parts> {
     Some(parts)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+/// An IP address, if it is one.
+pub fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
         RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),

@@ -23,6 +23,7 @@ mod egress;
 mod flows;
 mod gate;
 mod handshake;
+mod knocks;
 mod message;
 mod peer;
 mod table;
@@ -42,6 +43,7 @@ use ipnet::IpNet;
 pub use agents::Agents;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 pub use egress::{Egress, Local};
+pub use knocks::{Knock, KnockCause};
 
 use crate::channel::address;
 use crate::config::EVERYTHING;
@@ -53,6 +55,7 @@ use egress::{Beyond, Foreign};
 use flows::Flows;
 use gate::Gate;
 use handshake::Handshakes;
+use knocks::Knocks;
 use peer::{Opened, Peer, Session, Unsealed};
 use table::Table;
 
@@ -147,6 +150,7 @@ pub struct Device {
     copied: AtomicU8,
     handshakes: Handshakes,
     flows: Flows,
+    knocks: Knocks,
     /// Why packets were dropped.
     pub drops: Drops,
     /// What agents say to this one.
@@ -164,6 +168,7 @@ impl Device {
             copied: ecn::MASK.into(),
             handshakes: Handshakes::default(),
             flows: Flows::default(),
+            knocks: Knocks::default(),
             drops: Drops::default(),
             agents: Agents::default(),
         }
@@ -234,7 +239,7 @@ impl Device {
     /// block, is called where packets that waited for a session are not to be overtaken.
     pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime, send: impl FnMut(&mut Outbox)) -> bool {
         let Some(waiting) = self.handshakes.next(now) else { return false };
-        if !waiting.answer(&self.handshakes, &self.table.load(), out, now, wall, send) {
+        if !waiting.answer(&self.handshakes, &self.knocks, &self.table.load(), out, now, wall, send) {
             count(&self.drops.refused);
         }
         true
@@ -339,6 +344,11 @@ impl Device {
             snapshot
         };
         table.peers.values().map(snapshot).collect()
+    }
+
+    /// Handshakes that came to nothing lately, the latest first.
+    pub fn knocks(&self, now: Instant) -> Vec<Knock> {
+        self.knocks.list(now)
     }
 
     /// Whose allowed IPs contain `addr` most specifically.

@@ -8,11 +8,12 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
-use super::{PeerSettings, PeerState, message};
+use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
 use crate::key::{PrivateKey, PublicKey};
 
@@ -230,6 +231,9 @@ impl Session {
     }
 
     /// Takes a handshake or cookie message whose macs were checked. The answer and what waited for a session go out.
+    ///
+    /// # Errors
+    /// When it was not worth an answer; why, where that tells anything.
     pub(super) fn handshake(
         &mut self,
         datagram: &[u8],
@@ -237,12 +241,18 @@ impl Session {
         out: &mut Outbox,
         now: Instant,
         wall: SystemTime,
-    ) -> bool {
+    ) -> Result<(), Option<KnockCause>> {
         let sent = match self.tunn.decapsulate(None, datagram, out.spare()) {
             TunnResult::WriteToNetwork(answer) => Sent::of(answer),
             // A cookie proves nothing about who sent it: neither counted nor followed.
-            TunnResult::Done => return true,
-            _ => return false,
+            TunnResult::Done => return Ok(()),
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => return Err(Some(KnockCause::Replayed)),
+            TunnResult::Err(WireGuardError::InvalidAeadTag)
+                if message::kind(datagram) == Some(message::HANDSHAKE_RESPONSE) =>
+            {
+                return Err(Some(KnockCause::Undecryptable));
+            }
+            _ => return Err(None),
         };
         self.authenticated(datagram.len(), path, now);
         if sent.kind == message::HANDSHAKE_RESPONSE {
@@ -251,7 +261,7 @@ impl Session {
             self.established(wall);
         }
         self.commit(&sent, path, out, now);
-        true
+        Ok(())
     }
 
     /// Puts what waited for a session into `out`, once there is one. Whether that was anything.
