@@ -25,9 +25,33 @@ need_tools() {
     apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+# need_daemons "PROGRAM:PACKAGE:UNIT…"…   What the tests run in namespaces must not begin to run on this machine, neither
+# when it is installed nor when the machine starts again.
+need_daemons() {
+    local daemon rest packages=() units=() policy=/usr/sbin/policy-rc.d
+    for daemon; do
+        command -v "${daemon%%:*}" >/dev/null && continue
+        rest=${daemon#*:}
+        packages+=("${daemon%%:*}:${rest%%:*}")
+        # shellcheck disable=SC2206
+        units+=(${rest#*:})
+    done
+    ((${#packages[@]})) || return 0
+    (
+        # Asked by the packages' scripts before they start anything (invoke-rc.d(8)).
+        if [[ ! -e $policy ]]; then
+            trap 'rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod +x "$policy"
+        fi
+        need_tools "${packages[@]}"
+    )
+    ! command -v systemctl >/dev/null || systemctl disable --quiet "${units[@]}" 2>/dev/null || true
+}
+
 # What the topology, the agent and the build need; the tests need more.
 lab_tools=(nft:nftables ip:iproute2 ss:iproute2 ping:iputils-ping wg:wireguard-tools iperf3:iperf3 conntrack:conntrack
-    curl:curl jq:jq socat:socat tcpdump:tcpdump sysctl:procps nsenter:util-linux cc:gcc make:make pkg-config:pkg-config)
+    curl:curl jq:jq socat:socat iptables:iptables tcpdump:tcpdump sysctl:procps nsenter:util-linux cc:gcc make:make pkg-config:pkg-config)
 
 # The programs that meshd is tested against and measured beside, built once.
 export MESHD_INTEROP_BIN=${MESHD_INTEROP_BIN:-$PWD/target/interop/bin}

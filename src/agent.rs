@@ -11,9 +11,12 @@
 
 mod answer;
 mod detach;
+mod doctor;
 mod egress;
 mod endpoints;
+mod exam;
 pub mod guard;
+mod leaks;
 mod mail;
 mod measure;
 mod running;
@@ -23,6 +26,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use doctor::{DoctorOptions, doctor};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing_subscriber::EnvFilter;
@@ -36,7 +40,9 @@ use crate::host::{self, News, Reconciler, Rivals, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
+use egress::Exits;
 use endpoints::Endpoints;
+pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
 use running::{Changing, Running, Shown};
 
@@ -103,7 +109,7 @@ pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
 /// What could not be removed.
 pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
     require_privilege("down")?;
-    let _lock = control::lock(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
+    let _lock = take_run_dir(&dirs.run).map_err(|error| Failure::new(1, format!("down: {error}")))?;
     runtime()?.block_on(async {
         // The journal knows better than files that may have changed since.
         let configured = || store::load(&dirs.config).map_or_else(|_| "mesh0".into(), |config| config.host.interface);
@@ -149,6 +155,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = tend(&running, &mut events) => {}
         () = running.serve_mail() => {}
         () = running.follow_names() => {}
+        () = running.watch_exits() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -176,7 +183,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         built = build(&mut reconciler, config, udp) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
     };
-    let (device, dataplane, endpoints, outcome) = match built {
+    let (device, dataplane, endpoints, exits, outcome) = match built {
         Ok(built) => built,
         Err(mut failure) => {
             // Not the guard: what was to leave through the tunnel must not leave beside it because there is none.
@@ -195,6 +202,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         offloads,
         changing: AsyncMutex::new(Changing { reconciler, rivals: Rivals::default(), down: false }),
         endpoints: AsyncMutex::new(endpoints),
+        exits: Mutex::new(exits),
         shown: Mutex::new(Shown { config: Arc::clone(config), warnings: outcome.warnings }),
         dataplane: Mutex::new(Some(dataplane)),
         mail: Mail::new(),
@@ -203,9 +211,9 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     })
 }
 
-type Built = (Arc<Device>, Dataplane, Endpoints, host::Outcome);
+type Built = (Arc<Device>, Dataplane, Endpoints, Exits, host::Outcome);
 
-async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> Result<Built, Failure> {
+async fn build(reconciler: &mut Reconciler, config: &Arc<Config>, udp: Vec<Udp>) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
     let tun = Tun::create(&config.host.interface, udp.len(), udp[0].offloads())
         .map_err(|error| no_interface(&config.host.interface, &error))?;
@@ -214,11 +222,12 @@ async fn build(reconciler: &mut Reconciler, config: &Config, udp: Vec<Udp>) -> R
     let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
     device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
-    let settings = Settings { peers: endpoints.settings(config).await, local: egress::local(config) };
+    let exits = Exits::new(Arc::clone(config), now);
+    let settings = Settings { peers: endpoints.settings(config).await, local: exits.local() };
     device.configure(&config.private_key, &settings, now);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
         .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;
-    Ok((device, dataplane, endpoints, outcome))
+    Ok((device, dataplane, endpoints, exits, outcome))
 }
 
 /// Signals, news from the kernel, and what is due from time to time, until the end.
@@ -257,15 +266,15 @@ struct Stop(Signal, Signal);
 
 impl Events {
     fn new() -> io::Result<Self> {
-        Ok(Self {
-            stop: Stop(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?),
-            hangup: signal(SignalKind::hangup())?,
-            kernel: Watch::new()?,
-        })
+        Ok(Self { stop: Stop::new()?, hangup: signal(SignalKind::hangup())?, kernel: Watch::new()? })
     }
 }
 
 impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
     async fn asked(&mut self) {
         tokio::select! {
             _ = self.0.recv() => {}
@@ -297,26 +306,41 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Routes, nft and the TUN device need CAP_NET_ADMIN; better said at once than by whichever of them fails first.
 fn require_privilege(what: &str) -> Result<(), Failure> {
-    const CAP_NET_ADMIN: u32 = 12;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    // Where it cannot be told, the kernel's own answer has to do.
-    if capabilities.is_none_or(|bits| bits >> CAP_NET_ADMIN & 1 == 1) {
-        return Ok(());
-    }
-    Err(Failure::new(4, format!("{what}: not permitted: needs CAP_NET_ADMIN")).try_this(format!("sudo meshd {what}")))
+    require_capabilities(what, &[(12, "CAP_NET_ADMIN")])
 }
 
-/// The run directory for this process alone. An agent that was just killed needs a moment to leave it.
+/// Refuses the command `what` without these capabilities, each by its number and name.
+fn require_capabilities(what: &str, needed: &[(u32, &str)]) -> Result<(), Failure> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // Where it cannot be told, the kernel's own answer has to do.
+    let Some(bits) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else { return Ok(()) };
+    let missing: Vec<&str> =
+        needed.iter().filter(|(number, _)| bits >> number & 1 == 0).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{what}: not permitted: needs {}", missing.join(", "));
+    Err(Failure::new(4, why).try_this(format!("sudo meshd {what}")))
+}
+
+/// The run directory for this process alone. An agent that was just killed needs a moment to leave it, and so does an nft(8)
+/// that it was about to start.
 fn take_run_dir(run_dir: &Path) -> Result<RunLock, LockError> {
     let dying = || {
+        // Threads that are about to end hold the socket, and so does that nft: one that takes connections need not live.
         let silent = Client::connect(run_dir).is_err();
-        silent && control::running(run_dir).is_none_or(|agent| agent.wait(control::DEATH_LIMIT))
+        let patience = if silent { control::DEATH_LIMIT } else { Duration::from_millis(200) };
+        control::running(run_dir).is_none_or(|agent| agent.wait(patience))
     };
-    match control::lock(run_dir) {
-        Err(LockError::AlreadyRunning { .. }) if dying() => control::lock(run_dir),
-        other => other,
+    let deadline = Instant::now() + control::DEATH_LIMIT;
+    loop {
+        match control::lock(run_dir) {
+            Err(LockError::AlreadyRunning { .. }) if dying() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::store;
 /// Why a command did not do its work; printed as `meshd: what: why` and `try: …`.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit code: 1 failed, 2 usage, 3 not running, 4 refused.
+    /// The exit code: 1 failed, 2 usage, 3 not running, 4 refused, 5 nothing could be proved.
     pub code: u8,
     /// Lines `what: why`, each printed with `meshd: ` before it.
     pub errors: Vec<String>,

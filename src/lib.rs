@@ -8,7 +8,7 @@
 //! | `agent` | the supervisor |
 //! | `failure` | how a command fails |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
-//! | `plan`, `tunnel`, `bench`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
+//! | `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
 pub mod bench;
@@ -17,9 +17,11 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod doctor;
 pub mod failure;
 pub mod host;
 pub mod key;
+pub mod leaktest;
 pub mod packet;
 pub mod plan;
 pub mod store;

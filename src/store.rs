@@ -353,6 +353,9 @@ fn open(path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
     }
     if kind == Kind::Secret {
         secret(path, &metadata, "")?;
+    } else if metadata.permissions().mode() & 0o002 != 0 {
+        // Whoever may write it decides where this host's traffic goes.
+        return Err(refused(path, "every user may write it", |shown| format!("chmod o-w {shown}")));
     }
     let mut text = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(MAX_FILE).min(MAX_FILE) + 1);
     file.take(MAX_FILE as u64 + 1).read_to_end(&mut text).map_err(|error| io_error(path, error))?;

@@ -1,79 +1,228 @@
-//! SIGKILL in the middle of `meshd up`, at one system call after the other: the next `meshd down` finds everything.
+//! SIGKILL before one system call after the other, while the agent starts, reloads, goes down, and while others clean up
+//! after it: it converges, leaks nothing and leaves nothing.
+//!
+//! A part of the calls each time; `MESHD_CRASH=every` tries them all, `MESHD_CRASH=sendto:17` one.
 
 mod lab;
+#[path = "crash/strace.rs"]
+mod strace;
 
-use std::process::Stdio;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
-use lab::host::{Host, describe};
+use lab::capture::Capture;
+use lab::host::describe;
 use lab::snapshot::Snapshot;
-use lab::traffic::seen_by;
-use lab::{Lab, PROXY, VPS, WEB, secs, wait_for};
+use lab::traffic::{MARKER, Probes, seen_by};
+use lab::{ISP, Lab, PROXY, WEB, secs, wait_for};
+use nix::sys::signal::Signal;
+use strace::{Mode, Point};
 
-/// Runs `meshd up` under strace(1), which kills whoever makes the `n`th of these calls: the agent, or an nft(8) that it
-/// started. True when the agent came up all the same, because it makes fewer.
-fn up_until(host: &Host, calls: &str, n: u32) -> bool {
-    let inject = format!("inject={calls}:signal=KILL:when={n}");
-    let up = host.meshd_command(&["up"]);
-    let mut strace = host.command("strace");
-    for (key, value) in up.get_envs() {
-        if let Some(value) = value {
-            strace.env(key, value);
-        }
-    }
-    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &inject]);
-    strace.arg(up.get_program()).args(up.get_args()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut strace = strace.spawn().expect("strace");
-    wait_for("up or dead", secs(20), || {
-        if strace.try_wait().expect("wait").is_some() {
-            return Some(false);
-        }
-        host.try_meshd(&["status"]).status.success().then_some(true)
-    })
+/// What is interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// `meshd up`.
+    Up,
+    /// The agent, at `meshd reload`, to and fro.
+    Reload,
+    /// The agent, at `meshd down`.
+    Down,
+    /// `meshd down` after an agent was killed.
+    Clean,
+    /// `meshd guard arm`, and `disarm`.
+    Guard,
 }
 
-fn recovers(calls: &str) {
-    let lab = Lab::new();
-    lab.masquerade_at_home_like_podman();
-    lab.vps.up();
-    let before = Snapshot::of(&lab.home);
-    let mut crashes = 0;
-    for n in [1, 2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 91] {
-        let through = up_until(&lab.home, calls, n);
-        crashes += u32::from(!through);
-        // Either way out of it is tried: taking it down at once, or starting on top of what is there.
-        if n % 2 == 0 && !through {
-            lab.home.up();
-            assert_eq!(seen_by(&lab.nextcloud, WEB).expect("the exit"), VPS, "after {calls} number {n}");
+/// Another configuration than that of `peers/home`: egress, bridges, subnets, MTU, and with `allow` sysctls.
+const OTHER: &str = r#"
+name = "home"
+addresses = ["10.88.0.2/24", "fd88::2/64", "10.88.0.22/32"]
+mtu = 1400
+
+[[bridge]]
+name = "br0"
+subnets = ["10.89.2.0/24", "fd89:2::/64"]
+egress = "none"
+allow = ["192.168.1.0/24"]
+
+[[bridge]]
+name = "br1"
+subnets = ["10.89.3.0/24"]
+egress = "vps"
+"#;
+
+struct Trials {
+    lab: Lab,
+    phase: Phase,
+    /// The worked example's.
+    usual: String,
+    /// With the guard armed before and after, and probes that look for a way out all the time.
+    guarded: bool,
+}
+
+impl Trials {
+    fn new(phase: Phase) -> Self {
+        let lab = Lab::new();
+        lab.masquerade_at_home_like_podman();
+        lab.vps.up();
+        let usual = lab.home.read("meshd.toml");
+        Self { lab, phase, usual, guarded: false }
+    }
+
+    /// Brings the host to where the phase begins, and runs it under strace.
+    fn interrupt(&self, mode: &Mode, back: bool) {
+        let home = &self.lab.home;
+        let (from, to) = if back { (OTHER, self.usual.as_str()) } else { (self.usual.as_str(), OTHER) };
+        match self.phase {
+            Phase::Up => {
+                strace::around(home, &["up", "--ready-on-stdout"], mode).ready(mode);
+            }
+            Phase::Reload => {
+                home.write("meshd.toml", from);
+                home.up();
+                home.write("meshd.toml", to);
+                self.attached(mode, &["reload"]);
+            }
+            Phase::Down => {
+                home.up();
+                self.attached(mode, self.down());
+            }
+            Phase::Clean => {
+                home.up();
+                home.end(Signal::SIGKILL);
+                strace::around(home, self.down(), mode).wait(mode);
+            }
+            Phase::Guard => {
+                let verb = if back && !self.guarded { "disarm" } else { "arm" };
+                home.write("meshd.toml", if self.guarded { OTHER } else { &self.usual });
+                if verb == "disarm" {
+                    home.meshd(&["guard", "arm"]);
+                }
+                strace::around(home, &["guard", verb], mode).wait(mode);
+            }
         }
+    }
+
+    /// Ends what the phase began.
+    fn finish(&self) -> Output {
         // "Not running" is as good when it died before it did anything.
-        let down = lab.home.try_meshd(&["down"]);
-        assert!(matches!(down.status.code(), Some(0 | 3)), "{}", describe(&down));
-        before.assert_same(&Snapshot::of(&lab.home), &format!("down after a crash at {calls} number {n}"));
-        if through {
-            break;
-        }
+        let down = self.lab.home.try_meshd(self.down());
+        self.lab.home.write("meshd.toml", &self.usual);
+        down
     }
-    assert!(crashes > 0, "the agent never calls {calls}");
-    lab.home.up();
-    assert!(lab.nextcloud.ping(PROXY));
+
+    /// Has strace look on while the running agent does what it is asked for.
+    fn attached(&self, mode: &Mode, args: &[&str]) {
+        let strace = strace::attach(&self.lab.home, mode);
+        let mut client = self.lab.home.meshd_command(args);
+        // Its failure is that of the agent, which the point brings about.
+        let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("meshd");
+        while client.try_wait().expect("meshd").is_none() && !strace.dead() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        strace.let_go(mode);
+        client.wait().expect("meshd");
+    }
+
+    /// Whether the agent lives, once that is settled.
+    fn goes_on(&self) -> bool {
+        let home = &self.lab.home;
+        wait_for("an agent that answers, or none", secs(5), || {
+            let answers = || self.phase != Phase::Down && home.try_meshd(&["status"]).status.success();
+            if home.agent().is_none() { Some(false) } else { answers().then_some(true) }
+        })
+    }
+
+    fn down(&self) -> &'static [&'static str] {
+        if self.guarded { &["down", "--keep-guard"] } else { &["down"] }
+    }
+
+    /// One crash, and one of two ways out of it: on with an agent, or down at once.
+    fn trial(&self, number: usize, point: &Point, before: &Snapshot) {
+        let home = &self.lab.home;
+        let what = format!("{:?}, MESHD_CRASH={point}, guarded: {}", self.phase, self.guarded);
+        self.interrupt(&Mode::Kill(point), number % 4 >= 2);
+        if number % 2 == 0 {
+            // It may have been nft(8) that was killed, and the agent that tells so.
+            let on = if self.goes_on() { &["reload"][..] } else { &["up", "--detach"] };
+            let output = home.try_meshd(on);
+            assert!(output.status.success(), "{what}: {on:?}: {}", describe(&output));
+            assert_eq!(home.meshd(&["plan"]), "nothing to change\n", "{what}");
+            assert!(self.lab.nextcloud.ping(PROXY), "{what}");
+        }
+        let down = self.finish();
+        assert!(matches!(down.status.code(), Some(0 | 3)), "{what}: {}", describe(&down));
+        if self.guarded {
+            home.meshd(&["guard", "arm"]);
+        }
+        before.assert_same(&Snapshot::of(home), &what);
+    }
+}
+
+fn everywhere(phase: Phase, sample: usize) {
+    let mut trials = Trials::new(phase);
+    let home = &trials.lab.home;
+    let before = Snapshot::of(home);
+    let counted = trials.lab.path("counted");
+    trials.interrupt(&Mode::Count(&counted), false);
+    trials.finish();
+    before.assert_same(&Snapshot::of(home), "without a crash");
+    let all = strace::points(&counted);
+    let count = all.len();
+    let points = strace::chosen(all, sample);
+    eprintln!("{phase:?}: {} of {count} points", points.len());
+    let (open, guarded): (Vec<_>, Vec<_>) = points.iter().enumerate().partition(|(index, _)| index % 2 == 0);
+
+    for (number, (_, point)) in open.into_iter().enumerate() {
+        trials.trial(number, point, &before);
+    }
+
+    // The oracle sees plaintext as long as nothing is armed.
+    let oracle = Capture::start(&trials.lab.home, "eth0", MARKER);
+    let probes = Probes::start(&trials.lab.nextcloud);
+    assert_eq!(seen_by(&trials.lab.nextcloud, WEB).expect("a leak before the guard"), ISP);
+    wait_for("the oracle sees plaintext", secs(5), || (oracle.seen().marked > 0).then_some(()));
+    drop(probes);
+    assert!(!oracle.finish().leaks.is_empty());
+
+    trials.lab.home.meshd(&["guard", "arm"]);
+    let armed = Snapshot::of(&trials.lab.home);
+    trials.guarded = true;
+    let oracle = Capture::start(&trials.lab.home, "eth0", MARKER);
+    let probes = Probes::start(&trials.lab.nextcloud);
+    for (number, (_, point)) in guarded.into_iter().enumerate() {
+        trials.trial(number, point, &armed);
+        let seen = oracle.seen();
+        assert!(seen.leaks.is_empty() && seen.marked == 0, "{phase:?}, {point}: beside the tunnel: {seen:?}");
+    }
+    drop(probes);
+    let seen = oracle.finish();
+    assert!(seen.leaks.is_empty() && seen.marked == 0, "{phase:?}: beside the tunnel: {seen:?}");
+    trials.lab.home.down();
+    before.assert_same(&Snapshot::of(&trials.lab.home), "after all of it");
 }
 
 #[test]
-fn at_netlink_messages() {
-    recovers("sendto,sendmsg");
+fn while_it_starts() {
+    everywhere(Phase::Up, 12);
 }
 
 #[test]
-fn at_device_configuration() {
-    recovers("ioctl");
+fn while_it_reloads() {
+    everywhere(Phase::Reload, 10);
 }
 
 #[test]
-fn at_writing_the_journal() {
-    recovers("fsync,fdatasync");
+fn while_it_goes_down() {
+    everywhere(Phase::Down, 10);
 }
 
 #[test]
-fn at_replacing_files() {
-    recovers("rename,renameat,renameat2");
+fn while_another_cleans_up() {
+    everywhere(Phase::Clean, 10);
+}
+
+#[test]
+fn while_the_guard_is_armed_alone() {
+    everywhere(Phase::Guard, 10);
 }

@@ -44,6 +44,7 @@ fn a_first_reconciliation_makes_what_was_planned_and_a_second_nothing() {
              10.88.0.0/24 dev mesh0 proto 88 scope link \n\
              10.89.1.0/24 dev mesh0 proto 88 scope link \n\
              10.89.2.0/24 dev br0 proto 88 scope link \n\
+             blackhole 10.89.2.0/24 proto 88 metric 4294967295 \n\
              192.168.1.0/24 dev eth0 proto 88 scope link \n";
         assert_eq!(sh(&format!("ip route show table {t}")).replace("linkdown ", ""), expected);
         let rules = sh("ip -details rule");
@@ -69,6 +70,12 @@ fn a_new_agent_takes_over_what_a_crashed_one_left_without_touching_it() {
     });
 }
 
+/// The guard that a later boot may need is for files that cannot be read then; the journal is gone.
+fn assert_nothing_but_the_kept_guard(test: &Test) {
+    let files = fs::read_dir(test.state_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(files.filter(|name| name != "guard.nft").count(), 0);
+}
+
 #[test]
 fn teardown_leaves_nothing() {
     for config in [home(), vps()] {
@@ -82,7 +89,7 @@ fn teardown_leaves_nothing() {
             reconciler.teardown(false).await.unwrap();
             sh("ip link del mesh0");
             assert_state(&before);
-            assert_eq!(fs::read_dir(test.state_dir()).unwrap().count(), 0);
+            assert_nothing_but_the_kept_guard(&test);
         });
     }
 }
@@ -249,7 +256,7 @@ fn other_mesh() -> Config {
     "mesh-1.a".clone_into(&mut config.host.interface);
     config.host.addresses = vec!["10.98.0.2/24".parse().unwrap(), "fd98::2/64".parse().unwrap()];
     let subnets = vec!["10.99.2.0/24".parse().unwrap(), "fd99:2::/64".parse().unwrap()];
-    let egress = Egress::Peer("vps".to_owned());
+    let egress = Egress::Peers(vec!["vps".to_owned()]);
     config.host.bridges = vec![Bridge { name: "br1".to_owned(), subnets, egress, allow: Vec::new() }];
     config.peers[0].addresses = vec!["10.98.0.1".parse().unwrap()];
     config.peers[0].subnets = vec!["10.99.1.0/24".parse().unwrap()];
@@ -266,7 +273,8 @@ fn ipv6_switched_off_leaves_ipv4_working() {
         assert_eq!(outcome.warnings[0], "no IPv6 on mesh0: net.ipv6.conf.mesh0.disable_ipv6 is 1");
         assert!(sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0").contains("dev mesh0"));
         let t = table();
-        assert_eq!(sh(&format!("ip -6 route show table {t}")).lines().count(), 1, "only unreachable");
+        let routes = sh(&format!("ip -6 route show table {t}"));
+        assert!(routes.lines().all(|route| !route.contains("mesh0")), "{routes}");
         assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
         reconciler.teardown(false).await.unwrap();
         assert!(!sh("ip -6 rule").contains("88:"));
@@ -429,7 +437,7 @@ fn a_teardown_without_a_working_nft_removes_the_rest_and_says_so() {
         reconciler.set_nft_program(Path::new("nft"));
         reconciler.teardown(false).await.unwrap();
         assert_eq!(sh("nft list tables"), "");
-        assert_eq!(fs::read_dir(test.state_dir()).unwrap().count(), 0);
+        assert_nothing_but_the_kept_guard(&test);
     });
 }
 
@@ -484,6 +492,66 @@ fn a_guard_before_the_interface_and_a_withheld_tunnel_hold_egress_closed() {
 }
 
 #[test]
+fn our_rules_stay_before_those_that_others_add_without_a_priority() {
+    Test::run(async |test: Test| {
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.reconcile(&home()).await.unwrap();
+        let good = state();
+        // wg-quick(8) with a default route.
+        for flag in ["-4", "-6"] {
+            sh(&format!("ip {flag} rule add not fwmark 51820 table 51820"));
+            sh(&format!("ip {flag} rule add table main suppress_prefixlength 0"));
+        }
+        sh("ip route add default dev eth0 table 51820");
+        let looked_up = || sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0");
+        assert!(looked_up().contains("dev eth0"), "the kernel puts them first: {}", looked_up());
+        let changes = reconciler.reconcile(&home()).await.unwrap().changes;
+        assert!(looked_up().contains("dev mesh0"), "{}", looked_up());
+        let first_removal = changes.iter().position(|change| change.action() == "remove").unwrap();
+        assert!(changes[..first_removal].iter().all(|change| change.action() == "add"), "added before removed");
+        assert_eq!(reconciler.reconcile(&home()).await.unwrap().changes, []);
+        let own = sh("ip route get 192.0.2.80");
+        assert!(own.contains("table 51820"), "the host's own traffic is the other's: {own}");
+        for flag in ["-4", "-6"] {
+            sh(&format!("ip {flag} rule del table 51820"));
+            sh(&format!("ip {flag} rule del table main suppress_prefixlength 0"));
+        }
+        sh("ip route flush table 51820");
+        reconciler.reconcile(&home()).await.unwrap();
+        assert_same(&good, "after the other has gone");
+    });
+}
+
+#[test]
+fn a_flush_of_all_rules_is_undone_and_the_missing_main_table_named() {
+    Test::run(async |test: Test| {
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.reconcile(&home()).await.unwrap();
+        sh("ip rule flush");
+        assert_eq!(sh("ip rule"), "0:\tfrom all lookup local\n", "what a flush leaves");
+        let outcome = reconciler.reconcile(&home()).await.unwrap();
+        assert!(sh("ip route get 192.0.2.80 from 10.89.2.10 iif br0").contains("dev mesh0"));
+        let named =
+            "no rule leads to the main table, so this host has no routes; try: ip rule add pref 32766 lookup main";
+        assert_eq!(outcome.warnings, [named]);
+    });
+}
+
+#[test]
+fn answers_to_containers_of_a_bridge_that_is_gone_go_nowhere() {
+    Test::run(async |test: Test| {
+        let mut reconciler = test.reconciler("mesh0");
+        reconciler.reconcile(&home()).await.unwrap();
+        sh("ip link del br0");
+        reconciler.reconcile(&home()).await.unwrap();
+        for to in ["10.89.2.10 from 192.0.2.80", "fd89:2::10 from 2001:db8:80::80"] {
+            let refused = host::try_sh(&format!("ip route get {to} iif mesh0")).unwrap_err();
+            assert!(refused.contains("Invalid argument"), "a black hole: {refused}");
+        }
+    });
+}
+
+#[test]
 fn the_whole_of_the_filter_is_accepted_by_nft() {
     Test::run(async |test: Test| {
         let mut config = vps();
@@ -496,8 +564,13 @@ fn the_whole_of_the_filter_is_accepted_by_nft() {
         config.host.publish[0].protocol = meshd::config::Protocol::Udp;
         config.host.publish.push(meshd::config::Publish {
             protocol: meshd::config::Protocol::Tcp,
-            port: 8443,
+            ports: 8443.into(),
             to: "[fd89:2::10]:443".parse().unwrap(),
+        });
+        config.host.publish.push(meshd::config::Publish {
+            protocol: meshd::config::Protocol::Udp,
+            ports: meshd::config::PortRange { first: 9000, last: 9002 },
+            to: "[fd89:2::10]:53".parse().unwrap(),
         });
         let mut guarded = home().host.bridges[0].clone();
         guarded.name = "br-2.x".to_owned();

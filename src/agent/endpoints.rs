@@ -46,7 +46,7 @@ impl Endpoints {
             },
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: config.allowed_ips(peer),
-            deliver: true,
+            deliver: peer.trusted(),
         };
         config.peers.iter().map(settings).collect()
     }

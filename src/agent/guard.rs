@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::control::{LockError, api};
 use crate::failure::Failure;
 use crate::host::{GuardState, Reconciler};
+use crate::plan;
 use crate::store::{self, Dirs};
 
 /// What `arm` found.
@@ -57,7 +58,7 @@ async fn arm_configured(state_dir: &Path, config: &Config) -> Result<Armed, Fail
     };
     let kept = reconciler.keep_guard(config).map_err(|error| error.to_string());
     let warnings = kept.err().into_iter().collect();
-    if reconciler.guard_states(config).await.map_err(failed)?.is_empty() {
+    if plan::nft::guard(config).is_none() {
         // One of an earlier configuration would close bridges that are to be open now.
         reconciler.disarm_guard().await.map_err(failed)?;
         return Ok(Armed::NotNeeded(warnings));

@@ -5,12 +5,18 @@ use std::future::{pending, poll_fn};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, oneshot};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 
 use super::running::Running;
 use crate::channel::{Due, Exchange, Kind, Letter, Received};
 use crate::key::PublicKey;
 use crate::tunnel::Outbox;
+
+/// Questions of `meshd doctor` that are answered at a time: an answer may take a second.
+const MAX_EXAMS: usize = 64;
+const MAX_EXAMS_OF_ONE: usize = 20;
 
 /// What is under way between this agent and others.
 pub(super) struct Mail {
@@ -18,13 +24,45 @@ pub(super) struct Mail {
     /// Who waits for which answer.
     waiting: Mutex<HashMap<u32, oneshot::Sender<Vec<u8>>>>,
     outbox: Mutex<Outbox>,
+    /// Peers that are being told how this host is.
+    exams: Mutex<Vec<(PublicKey, u32)>>,
+    /// Held while this host is looked at.
+    pub(super) looking: AsyncMutex<()>,
     /// Something is due earlier than before.
     asked: Notify,
 }
 
 impl Mail {
     pub(super) fn new() -> Self {
-        Self { exchange: Mutex::default(), waiting: Mutex::default(), outbox: Mutex::default(), asked: Notify::new() }
+        Self {
+            exchange: Mutex::default(),
+            waiting: Mutex::default(),
+            outbox: Mutex::default(),
+            exams: Mutex::default(),
+            looking: AsyncMutex::default(),
+            asked: Notify::new(),
+        }
+    }
+
+    /// False when this one is under way already, or as many as may be.
+    fn begin_exam(&self, letter: &Letter) -> bool {
+        let mut exams = self.exams.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = exams.iter().filter(|(peer, _)| *peer == letter.peer).count();
+        let free = exams.len() < MAX_EXAMS && of_one < MAX_EXAMS_OF_ONE && !exams.contains(&(letter.peer, letter.id));
+        if free {
+            exams.push((letter.peer, letter.id));
+        }
+        free
+    }
+
+    fn end_exam(&self, letter: &Letter) {
+        let mut exams = self.exams.lock().unwrap_or_else(PoisonError::into_inner);
+        exams.retain(|exam| *exam != (letter.peer, letter.id));
+    }
+
+    /// For a message that waits for no answer.
+    pub(super) fn id(&self) -> u32 {
+        self.exchange().id()
     }
 
     fn exchange(&self) -> MutexGuard<'_, Exchange> {
@@ -39,15 +77,24 @@ impl Mail {
 impl Running {
     /// Asks a peer's agent; `None` when there was no answer after several tries, as from a program that is no agent.
     pub(super) async fn ask(&self, peer: PublicKey, kind: Kind, body: Vec<u8>) -> Option<Vec<u8>> {
+        self.ask_in(0, peer, kind, body).await
+    }
+
+    /// The same in a packet of `size` bytes at least.
+    pub(super) async fn ask_in(&self, size: u16, peer: PublicKey, kind: Kind, body: Vec<u8>) -> Option<Vec<u8>> {
         let (answered, answer) = oneshot::channel();
-        let id = self.tell(peer, kind, body)?;
+        let id = self.tell_in(size, peer, kind, body)?;
         self.mail.waiting().insert(id, answered);
         answer.await.ok()
     }
 
     /// Asks without waiting for the answer; the request is repeated all the same. `None` when too many are under way.
     pub(super) fn tell(&self, peer: PublicKey, kind: Kind, body: Vec<u8>) -> Option<u32> {
-        let letter = self.mail.exchange().ask(peer, kind, body, Instant::now())?.clone();
+        self.tell_in(0, peer, kind, body)
+    }
+
+    fn tell_in(&self, size: u16, peer: PublicKey, kind: Kind, body: Vec<u8>) -> Option<u32> {
+        let letter = self.mail.exchange().ask_in(size, peer, kind, body, Instant::now())?.clone();
         self.post(&letter);
         self.mail.asked.notify_one();
         Some(letter.id)
@@ -55,6 +102,8 @@ impl Running {
 
     /// Takes letters and repeats what is due, until it is dropped.
     pub(super) async fn serve_mail(&self) {
+        // What takes longer than an answer from memory; the letters go on meanwhile.
+        let mut exams = FuturesUnordered::new();
         loop {
             let due = self.mail.exchange().next_due();
             let due = async {
@@ -64,14 +113,22 @@ impl Running {
                 }
             };
             tokio::select! {
-                letter = poll_fn(|context| self.device.agents.poll_letter(context)) => self.receive(&letter),
+                letter = poll_fn(|context| self.device.agents.poll_letter(context)) => {
+                    if let Some(letter) = self.receive(letter)
+                        && self.mail.begin_exam(&letter)
+                    {
+                        exams.push(self.answer_exam(letter));
+                    }
+                }
+                Some(()) = exams.next() => {}
                 () = due => self.repeat(),
                 () = self.mail.asked.notified() => {}
             }
         }
     }
 
-    fn receive(&self, letter: &Letter) {
+    /// A request that takes a while to answer comes back.
+    fn receive(&self, letter: Letter) -> Option<Letter> {
         let received = self.mail.exchange().receive(&letter.peer, &letter.message());
         match received {
             Received::Answer(id) => {
@@ -80,8 +137,9 @@ impl Running {
                     let _ = waiting.send(letter.body.clone());
                 }
             }
+            Received::Request if letter.kind == Kind::Doctor => return Some(letter),
             Received::Request => {
-                if let Some(body) = self.answer(letter) {
+                if let Some(body) = self.answer(&letter) {
                     let answer = self.mail.exchange().answer(letter.peer, letter.kind, letter.id, body).clone();
                     self.post(&answer);
                 }
@@ -89,6 +147,15 @@ impl Running {
             Received::Again(answer) => self.post(&answer),
             Received::Stray => {}
         }
+        None
+    }
+
+    async fn answer_exam(&self, letter: Letter) {
+        if let Some((size, body)) = self.examined(&letter).await {
+            let answer = self.mail.exchange().answer_in(size, letter.peer, letter.kind, letter.id, body).clone();
+            self.post(&answer);
+        }
+        self.mail.end_exam(&letter);
     }
 
     fn repeat(&self) {
@@ -102,7 +169,7 @@ impl Running {
     }
 
     fn post(&self, letter: &Letter) {
-        self.send(|outbox, now| self.device.say(&letter.peer, &letter.message(), outbox, now));
+        self.send(|outbox, now| self.device.post(letter, outbox, now));
     }
 
     /// Sends what `fill` puts into an outbox. What cannot be sent is lost, as on any link.

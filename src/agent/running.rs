@@ -8,7 +8,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use super::answer::Benches;
-use super::egress;
+use super::egress::Exits;
 use super::endpoints::Endpoints;
 use super::mail::Mail;
 use crate::config::Config;
@@ -28,6 +28,8 @@ pub(super) struct Running {
     pub(super) changing: AsyncMutex<Changing>,
     /// Apart from the rest, because a resolver may take its time.
     pub(super) endpoints: AsyncMutex<Endpoints>,
+    /// Held while the tunnel is told of them.
+    pub(super) exits: Mutex<Exits>,
     /// What needs no waiting for.
     pub(super) shown: Mutex<Shown>,
     /// Taken out when the agent goes down.
@@ -138,10 +140,13 @@ impl Running {
             }
         };
         let peers = self.endpoints.lock().await.settings(new).await;
-        let settings = Settings { peers, local: egress::local(new) };
         self.device.set_mtu(new.host.mtu);
         self.device.set_copy_dscp(new.host.copy_dscp);
-        self.device.configure(&new.private_key, &settings, Instant::now());
+        {
+            let (mut exits, now) = (self.exits(), Instant::now());
+            exits.follow(Arc::clone(new), now);
+            self.device.configure(&new.private_key, &Settings { peers, local: exits.local() }, now);
+        }
         if let Some(dataplane) = &*self.dataplane() {
             dataplane.nudge();
         }
@@ -207,10 +212,14 @@ impl control::Agent for Running {
         let mut bridges = Vec::with_capacity(config.host.bridges.len());
         let mut changing = self.changing.lock().await;
         for bridge in &config.host.bridges {
+            let egress = self.exits().status(&bridge.egress, Instant::now());
             bridges.push(api::BridgeStatus {
                 name: bridge.name.clone(),
                 subnets: bridge.subnets.clone(),
-                egress: bridge.egress.to_string(),
+                egress: egress.active,
+                exits: egress.exits,
+                egress_since: egress.since,
+                egress_reason: egress.reason,
                 guard: if changing.reconciler.guard_armed(&bridge.name).await {
                     api::Guard::Armed
                 } else {
@@ -266,6 +275,10 @@ impl control::Agent for Running {
 
     async fn agents(&self) -> api::Agents {
         self.find_agents().await
+    }
+
+    async fn doctor(&self, request: api::DoctorRequest) -> api::Examined {
+        self.examine_peers(&request).await
     }
 
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {

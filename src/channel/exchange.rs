@@ -41,6 +41,8 @@ pub struct Letter {
     pub id: u32,
     /// As in [`Message`].
     pub body: Vec<u8>,
+    /// How long its packet is to be at least, in bytes.
+    pub size: u16,
 }
 
 impl Letter {
@@ -97,14 +99,25 @@ impl Exchange {
     /// Begins a request; the first copy to send comes back. `None` when too many are under way, or the body is longer
     /// than [`MAX_BODY`].
     pub fn ask(&mut self, peer: PublicKey, kind: Kind, body: Vec<u8>, now: Instant) -> Option<&Letter> {
+        self.ask_in(0, peer, kind, body, now)
+    }
+
+    /// The same in a packet of `size` bytes at least.
+    pub fn ask_in(&mut self, size: u16, peer: PublicKey, kind: Kind, body: Vec<u8>, now: Instant) -> Option<&Letter> {
         if self.asked.len() >= MAX_ASKED || body.len() > MAX_BODY {
             return None;
         }
-        let id = self.next_id;
-        self.next_id = id.wrapping_add(1);
-        let letter = Letter { peer, kind, answer: false, id, body };
+        let id = self.id();
+        let letter = Letter { peer, kind, answer: false, id, body, size };
         let asked = self.asked.entry(id).insert_entry(Asked { letter, tries: 0, due: now + TRIES[0] });
         Some(&asked.into_mut().letter)
+    }
+
+    /// An id for a message that is not a request of [`Exchange::ask`]: an answer to it is a stray.
+    pub fn id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        id
     }
 
     /// Takes a message that came from `peer`.
@@ -126,10 +139,15 @@ impl Exchange {
 
     /// Answers a request of `peer`; the letter to send comes back, and is kept for when the request is repeated.
     pub fn answer(&mut self, peer: PublicKey, kind: Kind, id: u32, body: Vec<u8>) -> &Letter {
+        self.answer_in(0, peer, kind, id, body)
+    }
+
+    /// The same in a packet of `size` bytes at least.
+    pub fn answer_in(&mut self, size: u16, peer: PublicKey, kind: Kind, id: u32, body: Vec<u8>) -> &Letter {
         if self.answered.len() >= MAX_ANSWERED {
             self.answered.pop_front();
         }
-        self.answered.push_back(Letter { peer, kind, answer: true, id, body });
+        self.answered.push_back(Letter { peer, kind, answer: true, id, body, size });
         &self.answered[self.answered.len() - 1]
     }
 

@@ -41,6 +41,8 @@ pub enum Kind {
     Bench = 2,
     /// Part of a measurement: see [`crate::bench::Probe`]. Neither requested nor answered.
     Probe = 3,
+    /// Asks how the other side is: see [`crate::doctor::exam::Request`].
+    Doctor = 4,
 }
 
 /// What one agent says to another.
@@ -65,6 +67,7 @@ impl<'a> Message<'a> {
             1 => Kind::Hello,
             2 => Kind::Bench,
             3 => Kind::Probe,
+            4 => Kind::Doctor,
             _ => return None,
         };
         (version == VERSION).then_some(Self { kind: of, answer: kind & ANSWER != 0, id: u32::from_be_bytes(id), body })
@@ -83,7 +86,14 @@ impl<'a> Message<'a> {
 
     /// Writes the message as a packet at the start of `to`, which has room for it; its length comes back.
     pub fn write_packet(&self, from: Ipv6Addr, to_addr: Ipv6Addr, to: &mut [u8]) -> usize {
-        let udp_len = UDP_HEADER + self.write(&mut to[IPV6_HEADER + UDP_HEADER..]);
+        self.write_packet_of(0, from, to_addr, to)
+    }
+
+    /// The same as a packet of `size` bytes at least, zeros behind the message, which readers do not look at.
+    pub fn write_packet_of(&self, size: usize, from: Ipv6Addr, to_addr: Ipv6Addr, to: &mut [u8]) -> usize {
+        let written = UDP_HEADER + self.write(&mut to[IPV6_HEADER + UDP_HEADER..]);
+        let udp_len = written.max(size.saturating_sub(IPV6_HEADER));
+        to[IPV6_HEADER + written..IPV6_HEADER + udp_len].fill(0);
         let len = IPV6_HEADER + udp_len;
         let udp_len = udp_len as u16;
         let (ip, udp) = to[..len].split_at_mut(IPV6_HEADER);
@@ -159,7 +169,7 @@ mod tests {
     proptest! {
         #[test]
         fn messages_survive_the_packet(
-            kind in prop::sample::select(vec![Kind::Hello, Kind::Bench, Kind::Probe]),
+            kind in prop::sample::select(vec![Kind::Hello, Kind::Bench, Kind::Probe, Kind::Doctor]),
             answer: bool,
             id: u32,
             body in prop::collection::vec(any::<u8>(), 0..=MAX_BODY),

@@ -63,7 +63,7 @@ The exit code is 0 when every egress bridge is armed, else 1.
 
 Examples:
   meshd guard status
-  meshd guard status --json | jq -r '.bridges[] | select(.guard != \"armed\").name'")]
+  meshd guard status --json | jq -r '.bridges[].guard'")]
 struct Status {
     /// Print JSON, whose fields are stable
     #[arg(long)]

@@ -21,8 +21,10 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<(), Failure> {
     // `meshd help` needs no page of its own.
-    let mut command =
-        command().disable_help_subcommand(true).mut_subcommand("peer", |peer| peer.disable_help_subcommand(true));
+    let mut command = command()
+        .disable_help_subcommand(true)
+        .mut_subcommand("peer", |peer| peer.disable_help_subcommand(true))
+        .mut_subcommand("guard", |guard| guard.disable_help_subcommand(true));
     command.build();
     let Some(folder) = args.out else { return print(&page(&command)?) };
     std::fs::create_dir_all(&folder).map_err(|error| Failure::new(1, format!("{}: {error}", folder.display())))?;

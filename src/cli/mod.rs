@@ -6,14 +6,17 @@
 mod ask;
 mod bench;
 mod complete;
+mod doctor;
 mod down;
 mod guard;
 mod init;
 mod keys;
+mod leaktest;
 mod man;
 mod page;
 mod peer;
 mod plan;
+mod publish;
 mod reload;
 mod running;
 mod show;
@@ -41,7 +44,8 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused.
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused; 5 nothing
+could be proved (leaktest).
 
 Examples:
   meshd init --bridge br0=10.89.2.0/24    write a first configuration
@@ -66,10 +70,16 @@ enum Command {
     Plan(plan::Args),
     /// Close egress bridges before the agent runs
     Guard(guard::Args),
+    /// Find what blocks traffic and say the exact remedy
+    Doctor(doctor::Args),
+    /// Prove that each egress bridge leaves only through its exit
+    Leaktest(leaktest::Args),
     /// Measure throughput and latency to another agent
     Bench(bench::Args),
     /// Add, list, show and remove peers
     Peer(peer::Args),
+    /// List, add and remove published ports
+    Publish(publish::Args),
     /// Print a new private key
     Genkey(keys::Genkey),
     /// Print the public key of the private key on standard input
@@ -108,8 +118,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, dirs),
         Command::Plan(args) => plan::run(args, dirs),
         Command::Guard(args) => guard::run(args, dirs),
+        Command::Doctor(args) => doctor::run(args, dirs),
+        Command::Leaktest(args) => leaktest::run(args, dirs),
         Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
+        Command::Publish(args) => publish::run(args, dirs),
         Command::Genkey(args) => keys::genkey(args),
         Command::Pubkey(args) => keys::pubkey(args),
         Command::Genpsk(args) => keys::genpsk(args),

@@ -6,9 +6,9 @@ mod remove;
 
 use clap::Subcommand;
 
+use super::running::{Reload, outcome};
 use super::{Dirs, Failure, running};
 use crate::config::{Config, Peer, list_of_names, quote};
-use crate::control::api::Reloaded;
 
 /// Arguments of `meshd peer`.
 #[derive(Debug, clap::Args)]
@@ -45,10 +45,6 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     }
 }
 
-/// A way to have the running agent read its files; `None` when none runs.
-trait Reload: FnOnce(&Dirs) -> Result<Option<Reloaded>, Failure> {}
-impl<F: FnOnce(&Dirs) -> Result<Option<Reloaded>, Failure>> Reload for F {}
-
 fn find<'a>(config: &'a Config, name: &str) -> Result<&'a Peer, Failure> {
     config.peer(name).ok_or_else(|| unknown(name, config.peers.iter().map(|peer| peer.name.as_str())))
 }
@@ -60,17 +56,6 @@ fn unknown<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Failure {
         Some(_) => format!("no such peer; peers are: {}", list_of_names(names)),
     };
     Failure::new(1, format!("peer {}: {why}", quote(name))).try_this("meshd peer list")
-}
-
-/// What the agent did with it, for the last line.
-fn outcome(reloaded: Option<&Reloaded>) -> String {
-    match reloaded {
-        None => "the agent is not running; `meshd up` starts it\n".into(),
-        Some(reloaded) => {
-            let warnings: String = reloaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
-            format!("the running agent has it\n{warnings}")
-        }
-    }
 }
 
 #[cfg(test)]

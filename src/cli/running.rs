@@ -15,3 +15,18 @@ pub fn reload(dirs: &Dirs) -> Result<Option<Reloaded>, Failure> {
         Err(error) => Err(ask::failure("reload", error)),
     }
 }
+
+/// A way to have the running agent read its files; `None` when none runs.
+pub trait Reload: FnOnce(&Dirs) -> Result<Option<Reloaded>, Failure> {}
+impl<F: FnOnce(&Dirs) -> Result<Option<Reloaded>, Failure>> Reload for F {}
+
+/// What the agent did with it, for the last line.
+pub fn outcome(reloaded: Option<&Reloaded>) -> String {
+    match reloaded {
+        None => "the agent is not running; `meshd up` starts it\n".into(),
+        Some(reloaded) => {
+            let warnings: String = reloaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            format!("the running agent has it\n{warnings}")
+        }
+    }
+}

@@ -80,7 +80,7 @@ pub fn render(status: &Status, now: u64, colour: bool) -> String {
     text.push_str(&peers(status, now, colour));
     if !status.bridges.is_empty() {
         text.push('\n');
-        text.push_str(&bridges(status, colour));
+        text.push_str(&bridges(status, now, colour));
     }
     text.push_str(&drops(&status.drops, colour));
     for (index, warning) in status.warnings.iter().enumerate() {
@@ -152,7 +152,7 @@ fn drops(drops: &Drops, colour: bool) -> String {
     if seen.is_empty() { String::new() } else { format!("\n{}", table.render(colour)) }
 }
 
-fn bridges(status: &Status, colour: bool) -> String {
+fn bridges(status: &Status, now: u64, colour: bool) -> String {
     let column = |title, widest| Column { title, widest, right: false };
     let mut table =
         Table::new(&[column("BRIDGE", 15), column("EGRESS", 17), column("GUARD", 5), column("SUBNETS", usize::MAX)]);
@@ -165,7 +165,15 @@ fn bridges(status: &Status, colour: bool) -> String {
         };
         table.row(vec![Cell::new(&bridge.name), Cell::new(&bridge.egress), guard, Cell::new(&listed(&bridge.subnets))]);
     }
-    table.render(colour)
+    let mut text = table.render(colour);
+    for bridge in &status.bridges {
+        if let Some(reason) = &bridge.egress_reason {
+            let (name, egress, since) = (&bridge.name, &bridge.egress, page::ago(bridge.egress_since, now));
+            let line = page::printable(&format!("{name} leaves by {egress}, changed {since}: {reason}"));
+            let _ = writeln!(text, "{}", page::wrap(&line, 2));
+        }
+    }
+    text
 }
 
 fn listed(nets: &[ipnet::IpNet]) -> String {
@@ -203,6 +211,16 @@ warning: peer phone: has no endpoint and was never heard of
                 fake::peer_key(100)
             )
         );
+    }
+
+    #[test]
+    fn another_exit_is_explained() {
+        let mut status = fake::status();
+        let bridge = &mut status.bridges[0];
+        bridge.egress = "vps2".into();
+        (bridge.egress_since, bridge.egress_reason) = (Some(1_700_000_090), Some("vps was silent for 10 s".into()));
+        let page = render(&status, 1_700_000_100, false);
+        assert!(page.contains("\nbr0 leaves by vps2, changed 10 s ago: vps was silent for 10 s\n"), "{page}");
     }
 
     fn crowded() -> Status {

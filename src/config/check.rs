@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::file::{FileLines, Files};
 use super::problem::{Problem, Problems, list_of_names, quote};
 use super::value::overlap;
-use super::{Config, Egress, Endpoint, Peer, Place, Protocol};
+use super::{Config, Egress, Endpoint, Peer, Place, Protocol, Publish};
 use crate::channel::address;
 
 /// Everything that is wrong between the files.
@@ -110,11 +110,14 @@ impl Check<'_> {
             format!("peers are: {}", list_of_names(config.peers.iter().map(|peer| &peer.name)))
         };
         for (index, bridge) in host.bridges.iter().enumerate() {
-            if let Egress::Peer(name) = &bridge.egress
-                && config.peer(name).is_none()
-            {
-                let message = format!("bridge {}: egress {} names no peer; {peers}", quote(&bridge.name), quote(name));
-                self.host_problem(&format!("bridge[{index}].egress"), message);
+            let context = format!("bridge {}", quote(&bridge.name));
+            self.egress(&context, &format!("bridge[{index}].egress"), &bridge.egress, &peers);
+        }
+        if let Some(exit) = &host.exit {
+            self.egress("exit", "exit.egress", &exit.egress, &peers);
+            if let Some(name) = exit.egress.exits().iter().find(|name| exit.peers.contains(name)) {
+                let message = format!("exit: egress {} is in peers: what it sends would go back to it", quote(name));
+                self.host_problem("exit.egress", message);
             }
         }
         for (index, name) in host.exit.iter().flat_map(|exit| &exit.peers).enumerate() {
@@ -123,6 +126,15 @@ impl Check<'_> {
                     &format!("exit.peers[{index}]"),
                     format!("exit: peers {} names no peer; {peers}", quote(name)),
                 );
+            }
+        }
+    }
+
+    fn egress(&mut self, context: &str, key: &str, egress: &Egress, peers: &str) {
+        for (index, name) in egress.exits().iter().enumerate() {
+            if self.config.peer(name).is_none() {
+                let message = format!("{context}: egress {} names no peer; {peers}", quote(name));
+                self.host_problem(&format!("{key}[{index}]"), message);
             }
         }
     }
@@ -216,23 +228,17 @@ impl Check<'_> {
         }
     }
 
-    /// What a peer is allowed exists. A mistyped network would otherwise be found by whoever cannot reach it.
+    /// This host's services are not given by one of its addresses, which would leave the others closed.
     fn permitted(&mut self) {
         let config = self.config;
-        let claims = claims(config);
-        let there = || claims.iter().filter(|claim| claim.owner != Owner::Agents);
         for peer in &config.peers {
             for (index, item) in peer.allow.iter().flatten().enumerate() {
-                let Place::Net(net) = item.to else { continue };
-                let (key, shown) = (format!("allow[{index}]"), quote(&item.to_string()));
-                if config.host.addresses.iter().any(|own| IpNet::from(own.addr()) == net) {
-                    let ports = item.ports.map_or_else(String::new, |ports| format!(" {ports}"));
-                    let message = format!("allow {shown} is this host's own address; write \"host{ports}\"");
-                    self.peer_problem(peer, &key, message);
-                } else if !there().any(|claim| overlap(&claim.net, &net)) {
-                    let known = list_of_names(there().map(|claim| claim.net));
-                    let message = format!("allow {shown} leads nowhere through this host; there are: {known}");
-                    self.peer_problem(peer, &key, message);
+                let own = |addr: &IpNet| item.to == Place::Net(IpNet::from(addr.addr()));
+                if config.host.addresses.iter().any(own) {
+                    let service = item.service.map_or_else(String::new, |service| format!(" {service}"));
+                    let shown = quote(&item.to_string());
+                    let message = format!("allow {shown} is this host's own address; write \"host{service}\"");
+                    self.peer_problem(peer, &format!("allow[{index}]"), message);
                 }
             }
         }
@@ -282,18 +288,32 @@ impl Check<'_> {
     /// A port leads to one container that the mesh can reach.
     fn published(&mut self) {
         let config = self.config;
-        let mut seen = HashMap::new();
         for (index, publish) in config.host.publish.iter().enumerate() {
-            let (port, to) = (publish.port, quote(&publish.to.to_string()));
-            let protocol = publish.protocol;
+            let Publish { protocol, ports, to } = *publish;
             let key = |name: &str| format!("publish[{index}].{name}");
-            if let Some(other) = seen.insert((publish.protocol, port), publish.to) {
-                let message = format!("publish: {protocol} port {port} leads to {other} already; write another port");
+            let clashes = |other: &&Publish| {
+                other.protocol == protocol && other.ports.overlap(ports) && other.to.is_ipv4() == to.is_ipv4()
+            };
+            if let Some(other) = config.host.publish[..index].iter().find(clashes) {
+                let which = if other.ports == ports { String::new() } else { format!(" as part of {}", other.ports) };
+                let message = format!(
+                    "publish: {protocol} port {ports} leads to {}{which} already; write another port",
+                    other.to
+                );
                 self.host_problem(&key("port"), message);
             }
-            if publish.protocol == Protocol::Udp && port == config.host.listen_port {
-                let message = format!("publish: udp port {port} is listen_port, the tunnel's own; write another port");
+            if protocol == Protocol::Udp && ports.contains(config.host.listen_port) {
+                let own = config.host.listen_port;
+                let what = if ports == own.into() { "is".to_owned() } else { format!("holds {own},") };
+                let message =
+                    format!("publish: udp port {ports} {what} listen_port, the tunnel's own; write another port");
                 self.host_problem(&key("port"), message);
+            }
+            let to = quote(&to.to_string());
+            if publish.last_target().is_none() {
+                let count = ports.last - ports.first + 1;
+                let message = format!("publish: to {to} with {count} ports runs past 65535; write a lower port");
+                self.host_problem(&key("to"), message);
             }
             let bridges = config.host.bridges.iter().flat_map(|bridge| &bridge.subnets);
             let peers = config.peers.iter().flat_map(|peer| &peer.subnets);

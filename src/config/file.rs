@@ -9,7 +9,7 @@ use zeroize::Zeroize as _;
 
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
-use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish, allow, check, value};
+use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Publish, allow, check, value};
 use crate::key::{KeyError, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
@@ -151,24 +151,33 @@ fn bridge(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Bridge> {
         let line = at.line();
         reader.problem(line, format!("{}missing subnets; write subnets = [\"10.89.2.0/24\"]", at.context));
     }
-    let egress = reader.string(&mut at, "egress", |text| Ok(egress(text)));
+    let egress = egress(reader, &mut at);
     let allow = reader.strings(&mut at, "allow", value::allowed_network);
     reader.finish(&at);
-    Some(Bridge {
-        name: name?,
-        subnets: subnets?,
-        egress: egress.unwrap_or(Egress::Direct),
-        allow: allow.unwrap_or_default(),
-    })
+    Some(Bridge { name: name?, subnets: subnets?, egress, allow: allow.unwrap_or_default() })
 }
 
-fn egress(text: &str) -> Egress {
-    match text {
-        "direct" => Egress::Direct,
-        "none" => Egress::None,
-        // Whether the peer is there is said by `check`, which knows the others.
-        name => Egress::Peer(name.to_owned()),
+/// Whether the peers are there is said by `check`, which knows the others.
+fn egress(reader: &mut Reader<'_>, at: &mut Section<'_>) -> Egress {
+    let Some(names) = reader.string_or_strings(at, "egress", |name| Ok(name.to_owned())) else { return Egress::Direct };
+    match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["direct"] => return Egress::Direct,
+        ["none"] => return Egress::None,
+        _ => {}
     }
+    let line = reader.lines.of(&at.key_of("egress"));
+    let context = at.context.clone();
+    if at.is_empty_list("egress") {
+        reader.problem(line, format!("{context}egress: empty; write a peer's name, \"direct\" or \"none\""));
+    }
+    if let Some(word) = names.iter().find(|name| ["direct", "none"].contains(&name.as_str())) {
+        let message = format!("{context}egress {}: stands alone or not at all, beside no peer", quote(word));
+        reader.problem(line, message);
+    }
+    if let Some((_, name)) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+        reader.problem(line, format!("{context}egress {}: written twice", quote(name)));
+    }
+    Egress::Peers(names)
 }
 
 fn lan(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Lan> {
@@ -189,24 +198,26 @@ fn exit(reader: &mut Reader<'_>, mut at: Section<'_>) -> Exit {
         );
     }
     let interface = reader.string(&mut at, "interface", value::interface);
+    let egress = egress(reader, &mut at);
+    if egress == Egress::None {
+        let line = reader.lines.of("exit.egress");
+        let message = "exit: egress \"none\": would carry nothing; write a peer's name, or leave out [exit]";
+        reader.problem(line, message.into());
+    }
     reader.finish(&at);
-    Exit { peers: peers.unwrap_or_default(), interface }
+    Exit { peers: peers.unwrap_or_default(), interface, egress }
 }
 
 fn publish(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Publish> {
-    let protocol = reader.required(&mut at, "protocol", "\"tcp\"", |text| match text {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        _ => Err("expected \"tcp\" or \"udp\"".to_owned()),
-    });
+    let protocol = reader.required(&mut at, "protocol", "\"tcp\"", value::protocol);
     if !at.has("port") {
         let line = at.line();
-        reader.problem(line, "publish: missing port; write port = 443".into());
+        reader.problem(line, "publish: missing port; write port = 443 or port = \"8000-8010\"".into());
     }
-    let port = reader.integer(&mut at, "port", 1..=u16::MAX, "");
+    let ports = reader.number_or_string(&mut at, "port", value::ports);
     let to = reader.required(&mut at, "to", "\"10.89.2.10:443\"", value::target);
     reader.finish(&at);
-    Some(Publish { protocol: protocol?, port: port?, to: to? })
+    Some(Publish { protocol: protocol?, ports: ports?, to: to? })
 }
 
 fn peer(

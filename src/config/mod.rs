@@ -24,7 +24,7 @@ use ipnet::IpNet;
 
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
-pub use allow::{Allow, Place, Ports, allow};
+pub use allow::{Allow, Place, Service, allow, service};
 pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
 pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
@@ -89,8 +89,8 @@ pub enum Egress {
     Direct,
     /// Nowhere; the mesh stays reachable.
     None,
-    /// Through the peer of this name, and never otherwise.
-    Peer(String),
+    /// Through the first of these peers that answers, and never otherwise. At least one, each once.
+    Peers(Vec<String>),
 }
 
 /// A network behind this host that peers may reach.
@@ -111,17 +111,28 @@ pub struct Exit {
     pub peers: Vec<String>,
     /// The interface towards the internet; `None` is that of the default route.
     pub interface: Option<String>,
+    /// Through whom what they send goes on: a chain. Never [`Egress::None`].
+    pub egress: Egress,
 }
 
-/// A port of this host handed to a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Ports of this host handed to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The port on this host.
-    pub port: u16,
-    /// The container's address and port.
+    /// The ports on this host.
+    pub ports: PortRange,
+    /// The container's address, and its port for the first of `ports`; the others follow in order.
     pub to: SocketAddr,
+}
+
+/// One port or several in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// At least 1.
+    pub first: u16,
+    /// At least `first`.
+    pub last: u16,
 }
 
 /// A transport protocol with ports.
@@ -152,14 +163,21 @@ pub struct Peer {
     pub persistent_keepalive: Option<u16>,
     /// A device rather than a host of the same owner: it reaches what `allow` says and nothing else.
     pub client: bool,
-    /// What it may reach at and through this host; `None` is everything for a host and nothing for a client.
+    /// What it may reach at and through this host; `None` is the mesh for a host and nothing for a client.
     pub allow: Option<Vec<Allow>>,
 }
 
 impl Peer {
-    /// Whether it is held to `allow`. One that is not may also bring what others sent: published and relayed traffic.
-    pub fn limited(&self) -> bool {
-        self.client || self.allow.is_some()
+    /// Whether it may reach all that this host forwards to.
+    pub fn has_the_mesh(&self) -> bool {
+        let all = Allow { to: Place::Mesh, service: None };
+        self.allow.as_ref().map_or(!self.client, |items| items.contains(&all))
+    }
+
+    /// Whether it is a host of the same owner that no `allow` holds back: its own addresses reach this host's services, and
+    /// it may bring what it published or relays.
+    pub fn trusted(&self) -> bool {
+        !self.client && self.has_the_mesh()
     }
 }
 
@@ -172,23 +190,115 @@ pub enum Endpoint {
     Name(String, u16),
 }
 
+impl Publish {
+    /// The container's last port, if there is one of that number.
+    pub fn last_target(&self) -> Option<u16> {
+        self.to.port().checked_add(self.ports.last - self.ports.first)
+    }
+}
+
+impl PortRange {
+    /// Whether one of them is `port`.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// Whether they have a port in common.
+    pub fn overlap(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl From<u16> for PortRange {
+    fn from(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+}
+
+impl fmt::Display for PortRange {
+    /// `443` or `8000-8010`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        if self.first == self.last { Ok(()) } else { write!(f, "-{}", self.last) }
+    }
+}
+
+impl fmt::Display for Publish {
+    /// `tcp/443`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.protocol, self.ports)
+    }
+}
+
 impl Config {
     /// A peer by name.
     pub fn peer(&self, name: &str) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.name == name)
     }
 
-    /// What a peer may send from and is sent to: its addresses and subnets, and everything when a local bridge
-    /// leaves through it. Sorted, without repetition.
+    /// Whether something of this host, or of those whose exit it is, leaves through this peer.
+    pub fn is_exit(&self, peer: &str) -> bool {
+        let bridges = self.host.bridges.iter().map(|bridge| &bridge.egress);
+        let mut egresses = bridges.chain(self.host.exit.as_ref().map(|exit| &exit.egress));
+        egresses.any(|egress| egress.exits().iter().any(|exit| exit == peer))
+    }
+
+    /// The peers whose egress this host hands on to another exit; none when it carries it itself.
+    pub fn chained(&self) -> impl Iterator<Item = &Peer> {
+        let exit = self.host.exit.as_ref().filter(|exit| !exit.egress.exits().is_empty());
+        exit.into_iter().flat_map(|exit| &exit.peers).filter_map(|name| self.peer(name))
+    }
+
+    /// Whether a peer may publish a port to a container whose bridge does not leave through the tunnel anyway.
+    pub fn answers_need_marks(&self) -> bool {
+        self.peers.iter().any(Peer::trusted)
+            && self.host.bridges.iter().any(|bridge| !matches!(bridge.egress, Egress::Peers(_)))
+    }
+
+    /// Whether this host publishes a port to a container whose packets do not follow main here.
+    pub fn publishes_beside_main(&self) -> bool {
+        self.host.publish.iter().any(|publish| self.is_beside_main(publish))
+    }
+
+    /// Whether a published port's container is on an egress bridge of this host, or behind a peer whose egress this host
+    /// hands on.
+    pub fn is_beside_main(&self, publish: &Publish) -> bool {
+        self.bridge_of(publish).is_some_and(|bridge| bridge.egress != Egress::Direct)
+            || self.chained().flat_map(Peer::networks).any(|net| net.contains(&publish.to.ip()))
+    }
+
+    /// The local bridge on which a published port's container is.
+    pub fn bridge_of(&self, publish: &Publish) -> Option<&Bridge> {
+        let holds = |bridge: &&Bridge| bridge.subnets.iter().any(|net| net.contains(&publish.to.ip()));
+        self.host.bridges.iter().find(holds)
+    }
+
+    /// What a peer may send from and is sent to: its addresses and subnets, and everything when it is an exit. Sorted, without repetition.
     pub fn allowed_ips(&self, peer: &Peer) -> Vec<IpNet> {
-        let mut nets: Vec<IpNet> = peer.addresses.iter().map(|&addr| IpNet::from(addr)).collect();
-        nets.extend(peer.subnets.iter().map(IpNet::trunc));
-        if self.host.bridges.iter().any(|bridge| bridge.egress == Egress::Peer(peer.name.clone())) {
+        let mut nets: Vec<IpNet> = peer.networks().collect();
+        if self.is_exit(&peer.name) {
             nets.extend(EVERYTHING);
         }
         nets.sort();
         nets.dedup();
         nets
+    }
+}
+
+impl Peer {
+    /// All that is behind it, and itself.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.addresses.iter().map(|&addr| IpNet::from(addr)).chain(self.subnets.iter().map(IpNet::trunc))
+    }
+}
+
+impl Egress {
+    /// The peers, the preferred one first.
+    pub fn exits(&self) -> &[String] {
+        match self {
+            Self::Peers(names) => names,
+            Self::Direct | Self::None => &[],
+        }
     }
 }
 
@@ -218,10 +328,10 @@ impl fmt::Display for Protocol {
 
 impl fmt::Display for Egress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Direct => "direct",
-            Self::None => "none",
-            Self::Peer(name) => name,
-        })
+        match self {
+            Self::Direct => f.write_str("direct"),
+            Self::None => f.write_str("none"),
+            Self::Peers(names) => f.write_str(&names.join(", ")),
+        }
     }
 }

@@ -154,14 +154,40 @@ impl<'a> Reader<'a> {
             self.wrong_type(&section.context, &path, name, value, "a list of strings");
             return Some(Vec::new());
         };
+        Some(self.items(section, &path, name, items, &parse))
+    }
+
+    /// A string or a list of them, each of which `parse` accepts; `None` when the key is not there.
+    pub(super) fn string_or_strings<T>(
+        &mut self,
+        section: &mut Section<'_>,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let (path, value) = self.value(section, name)?;
+        if let DeValue::Array(items) = value.get_ref() {
+            return Some(self.items(section, &path, name, items, &parse));
+        }
+        let expected = "a string or a list of strings";
+        Some(self.scalar(&section.context, &path, name, value, expected, &parse).into_iter().collect())
+    }
+
+    fn items<T>(
+        &mut self,
+        section: &Section<'_>,
+        path: &str,
+        name: &'static str,
+        items: &[Spanned<DeValue<'_>>],
+        parse: &impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
         let mut values = Vec::new();
         for (index, item) in items.iter().enumerate() {
             let item_path = format!("{path}[{index}]");
             let line = self.line(&item.span());
             self.lines.0.insert(item_path.clone(), line);
-            values.extend(self.scalar(&section.context, &item_path, name, item, "a string", &parse));
+            values.extend(self.scalar(&section.context, &item_path, name, item, "a string", parse));
         }
-        Some(values)
+        values
     }
 
     /// A whole number within bounds.
@@ -186,6 +212,28 @@ impl<'a> Reader<'a> {
             self.problem(self.lines.of(&path), message);
         }
         number
+    }
+
+    /// A whole number or a string, either of which `parse` gets as text.
+    pub(super) fn number_or_string<T>(
+        &mut self,
+        section: &mut Section<'_>,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let (path, value) = self.value(section, name)?;
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return self.scalar(&section.context, &path, name, value, "a whole number or a string", &parse);
+        };
+        let number = i64::from_str_radix(integer.as_str(), integer.radix());
+        match parse(&number.map(|number| number.to_string()).unwrap_or_default()) {
+            Ok(parsed) => Some(parsed),
+            Err(why) => {
+                let message = format!("{}{name} {}: {why}", section.context, self.raw(value));
+                self.problem(self.lines.of(&path), message);
+                None
+            }
+        }
     }
 
     /// `true` or `false`.
@@ -309,6 +357,15 @@ impl<'t> Section<'t> {
     /// Where the section starts.
     pub(super) fn line(&self) -> usize {
         self.line
+    }
+
+    /// The path of one of its values.
+    pub(super) fn key_of(&self, name: &str) -> String {
+        join(&self.key, name)
+    }
+
+    pub(super) fn is_empty_list(&self, name: &str) -> bool {
+        self.table.get(name).is_some_and(|value| matches!(value.get_ref(), DeValue::Array(items) if items.is_empty()))
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Endpoint;
 use super::problem::quote;
+use super::{Endpoint, PortRange, Protocol};
 
 /// The name of a host or a peer: one DNS label, so that it is a sound file name and, later, a sound host name.
 pub fn name(text: &str) -> Result<String, String> {
@@ -132,6 +132,30 @@ pub fn endpoint(text: &str) -> Result<Endpoint, String> {
     match port.parse::<u16>() {
         Ok(port) if port > 0 => Ok(Endpoint::Name(host.to_owned(), port)),
         _ => Err(format!("{} is no port; expected 1 to 65535", quote(port))),
+    }
+}
+
+/// `443` or `8000-8010`.
+pub fn ports(text: &str) -> Result<PortRange, String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0);
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (Some(first), Some(last)) = (port(first), port(last)) else {
+        let range = text.contains('-');
+        let rule = if range { "expected FIRST-LAST, each 1 to 65535" } else { "expected 1 to 65535" };
+        return Err(rule.into());
+    };
+    if last < first {
+        return Err(format!("runs backwards; write {last}-{first}"));
+    }
+    Ok(PortRange { first, last })
+}
+
+/// `tcp` or `udp`.
+pub fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err("expected \"tcp\" or \"udp\"".into()),
     }
 }
 
@@ -269,6 +293,31 @@ mod tests {
                 ("all", special),
             ],
         );
+    }
+
+    #[test]
+    fn port_ranges() {
+        let (one, range) = ("expected 1 to 65535", "expected FIRST-LAST, each 1 to 65535");
+        table(
+            ports,
+            &[
+                ("443", ""),
+                ("8000-8010", ""),
+                ("443-443", ""),
+                ("1-65535", ""),
+                ("0", one),
+                ("65536", one),
+                ("http", one),
+                ("", one),
+                ("8000-", range),
+                ("-1", range),
+                ("0-10", range),
+                ("1-2-3", range),
+                ("8010-8000", "runs backwards; write 8000-8010"),
+            ],
+        );
+        assert_eq!(ports("443-443").unwrap().to_string(), "443");
+        assert_eq!(ports("8000-8010").unwrap().to_string(), "8000-8010");
     }
 
     #[test]

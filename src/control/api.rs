@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use crate::bench::Report;
+pub use crate::doctor::exam::Examined;
 use crate::key::PublicKey;
 use crate::tunnel::PeerState;
 
@@ -110,10 +111,28 @@ pub struct BridgeStatus {
     pub name: String,
     /// Its container networks.
     pub subnets: Vec<IpNet>,
-    /// A peer's name, `direct` or `none`.
+    /// The name of the peer by which it leaves now, `direct` or `none`.
     pub egress: String,
+    /// Where several are configured: all of them, the preferred one first.
+    #[serde(default)]
+    pub exits: Vec<ExitStatus>,
+    /// Where several are configured: since when it leaves by this one, in Unix seconds.
+    #[serde(default)]
+    pub egress_since: Option<u64>,
+    /// Why it leaves by this one, when another one was used before.
+    #[serde(default)]
+    pub egress_reason: Option<String>,
     /// Whether the nft guard holds it.
     pub guard: Guard,
+}
+
+/// One of several exits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// The peer's name.
+    pub name: String,
+    /// Whether it has been heard of lately.
+    pub well: bool,
 }
 
 /// The state of the nft guard for one bridge.
@@ -189,6 +208,18 @@ pub struct Agents {
     pub agents: Vec<String>,
     /// The others: other programs, and agents that cannot be reached.
     pub others: Vec<String>,
+}
+
+/// What `meshd doctor` asks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DoctorRequest {
+    /// Names of those to call; all without it.
+    pub peers: Option<Vec<String>>,
+    /// Addresses on the internet that an exit is to try.
+    pub internet: Vec<IpAddr>,
+    /// Compare the kernel with the plan first, and bring back what differs.
+    pub reconcile: bool,
 }
 
 /// What `meshd bench` asks.

@@ -106,6 +106,12 @@ impl Client {
         self.request(Method::GET, "/v1/agents", Bytes::new(), CHANGE_LIMIT)
     }
 
+    /// Has the agent call peers and ask theirs; takes some seconds when one does not answer.
+    pub fn doctor(&mut self, request: &api::DoctorRequest) -> Result<api::Examined, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        self.request(Method::POST, "/v1/doctor", body.into(), CHANGE_LIMIT)
+    }
+
     /// Measures the way to a peer. Progress goes to `progress`.
     pub fn bench(
         &mut self,

@@ -64,6 +64,9 @@ pub(crate) fn status() -> api::Status {
             name: "br0".to_owned(),
             subnets: nets(&["10.89.2.0/24", "fd89:2::/64"]),
             egress: "vps".to_owned(),
+            exits: Vec::new(),
+            egress_since: None,
+            egress_reason: None,
             guard: api::Guard::Armed,
         }],
         drops: api::Drops { spoofed: 3, socket_overflow: 12_345, ..api::Drops::default() },
@@ -145,6 +148,11 @@ impl Agent for FakeAgent {
 
     fn agents(&self) -> impl Future<Output = api::Agents> + Send {
         std::future::ready(api::Agents { agents: vec!["vps".to_owned()], others: vec!["phone".to_owned()] })
+    }
+
+    async fn doctor(&self, request: api::DoctorRequest) -> api::Examined {
+        self.called(format!("doctor {}", request.reconcile));
+        api::Examined::default()
     }
 
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {

@@ -37,6 +37,8 @@ pub trait Agent: Send + Sync + 'static {
     fn down(&self, keep_guard: bool) -> impl Future<Output = Result<(), api::Problem>> + Send;
     /// Asks every peer whether it is an agent.
     fn agents(&self) -> impl Future<Output = api::Agents> + Send;
+    /// Calls peers and asks their agents how they are.
+    fn doctor(&self, request: api::DoctorRequest) -> impl Future<Output = api::Examined> + Send;
     /// Measures the way to a peer; the last event says what came of it. Dropped when whoever asked has gone.
     fn bench(
         &self,

@@ -23,6 +23,22 @@ pub enum Error {
     /// nft(8) refused.
     #[error("nft: {0}")]
     Nft(String),
+    /// A program of another firewall could not be started.
+    #[error("{program}: cannot be run: {source}")]
+    FirewallProgram {
+        /// Its name.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program of another firewall refused.
+    #[error("{command}: {why}")]
+    Firewall {
+        /// As a person would type it.
+        command: String,
+        /// What it said.
+        why: String,
+    },
     /// A sysctl could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Sysctl {
@@ -119,6 +135,11 @@ impl Error {
             }
             _ => None,
         }
+    }
+
+    /// Whether it concerns another firewall only: what meshd itself programs is in place.
+    pub(super) fn is_of_another_firewall(&self) -> bool {
+        matches!(self, Self::FirewallProgram { .. } | Self::Firewall { .. })
     }
 
     /// Of a netlink request.

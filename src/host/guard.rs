@@ -79,12 +79,8 @@ impl Reconciler {
             self.nft.remove(&name).await?;
         }
         journal.nft.remove(&name);
-        if journal.is_empty() {
-            self.store.remove()?
-        } else {
-            self.store.save(&journal)?
-        }
-        Ok(stood)
+        let saved = if journal.is_empty() { self.store.remove() } else { self.store.save(&journal) };
+        saved.map(|()| stood)
     }
 
     /// Whether any guard stands, be it of a process that is gone or of another configuration.

@@ -31,6 +31,9 @@ pub struct Journal {
     pub sysctls: BTreeMap<String, Original>,
     /// nft tables as we left them, by name.
     pub nft: BTreeMap<String, Fingerprints>,
+    /// Interfaces that we put into a zone of firewalld.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub placed: BTreeSet<String>,
 }
 
 /// A sysctl before we wrote it.
@@ -44,6 +47,9 @@ pub struct Original {
     /// The key whose writing overwrote it, when it was not written itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with: Option<String>,
+    /// Of `forwarding` in IPv4: what it was for all interfaces. Who switches that on later means this interface too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all: Option<String>,
 }
 
 /// Of an nft table.
@@ -127,6 +133,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the file holds what was last saved.
+    pub fn is_written(&self) -> bool {
+        self.written
+    }
+
     /// Forgets all; there is nothing left to undo.
     pub fn remove(&mut self) -> Result<(), Error> {
         (self.known, self.written) = (None, false);
@@ -175,13 +186,14 @@ impl Journal {
     pub fn reduced_to(mut self, table: Option<&str>) -> Self {
         self.tables.clear();
         self.sysctls.clear();
+        self.placed.clear();
         self.nft.retain(|name, _| Some(name.as_str()) == table);
         self
     }
 
     /// Whether there is nothing to undo.
     pub fn is_empty(&self) -> bool {
-        self.tables.is_empty() && self.sysctls.is_empty() && self.nft.is_empty()
+        self.tables.is_empty() && self.sysctls.is_empty() && self.nft.is_empty() && self.placed.is_empty()
     }
 }
 
@@ -214,6 +226,7 @@ fn parse(text: &[u8], interface: &str) -> Result<Journal, Unfit> {
     if journal.boot_id != boot_id {
         journal.boot_id = boot_id;
         journal.sysctls.clear();
+        journal.placed.clear();
     }
     Ok(journal)
 }
@@ -231,7 +244,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Journal {
-        let original = Original { value: "0".to_owned(), index: 2, with: None };
+        let original = Original { value: "0".to_owned(), index: 2, with: None, all: None };
         let mut journal =
             Journal { version: VERSION, boot_id: boot_id(), interface: "mesh0".to_owned(), ..Journal::default() };
         journal.tables.insert(8_800_001);
@@ -288,7 +301,7 @@ mod tests {
     fn a_sysctl_outside_of_interfaces_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = sample();
-        let original = Original { value: "0".to_owned(), index: 0, with: None };
+        let original = Original { value: "0".to_owned(), index: 0, with: None, all: None };
         journal.sysctls.insert("ipv4/conf/../ip_forward".to_owned(), original);
         Store::new(folder.path(), "mesh0").save(&journal).unwrap();
         let error = Store::new(folder.path(), "mesh0").load().unwrap_err();

@@ -27,8 +27,8 @@ pub struct KeptGuard {
 pub struct Keeper {
     path: PathBuf,
     interface: String,
-    /// What the file holds, when that is known.
-    known: Option<Option<String>>,
+    /// What the file holds, when that is known; empty without one.
+    known: Option<String>,
 }
 
 /// Where the guard is kept.
@@ -55,7 +55,7 @@ impl Keeper {
 
     /// Makes the file hold this guard, or goes without the file.
     pub fn keep(&mut self, guard: Option<&NftTable>) -> Result<(), Error> {
-        let text = guard.map(|guard| render(&self.interface, &guard.text));
+        let text = guard.map(|guard| render(&self.interface, &guard.text)).unwrap_or_default();
         if self.known.as_ref() == Some(&text) {
             return Ok(());
         }
@@ -64,10 +64,10 @@ impl Keeper {
         if let Err(Unusable::NotOurs(_)) = found {
             files::set_aside(&self.path).map_err(failed)?;
         }
-        match &text {
-            Some(text) if matches!(&found, Ok(Some(found)) if found == text.as_bytes()) => {}
-            Some(text) => files::replace(&self.path, text.as_bytes()).map_err(failed)?,
-            None => files::remove(&self.path).map_err(failed)?,
+        if text.is_empty() {
+            files::remove(&self.path).map_err(failed)?;
+        } else if !matches!(&found, Ok(Some(found)) if found == text.as_bytes()) {
+            files::replace(&self.path, text.as_bytes()).map_err(failed)?;
         }
         self.known = Some(text);
         Ok(())

@@ -11,31 +11,50 @@
 //! Create it on the thread, and in the network namespace, where it is used, inside a tokio runtime with I/O enabled. The
 //! tunnel's device itself is the dataplane's: it comes and goes with the process.
 
+mod capture;
+mod container;
+pub mod containers;
 mod cpu;
 mod error;
 mod files;
+mod firewalls;
 mod guard;
 mod journal;
 mod kept;
+mod listeners;
 mod netlink;
 mod news;
 mod nft;
+mod packet_socket;
+mod program;
 mod rivals;
 mod snapshot;
+mod surroundings;
+pub mod survey;
 mod sysctl;
+pub mod tries;
+mod visitor;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub use capture::Capture;
+pub use container::{Container, Namespace};
 pub use cpu::CpuUsage;
 pub use error::{Error, Failure};
 pub use guard::{GuardState, KeptGuard};
+pub use listeners::{Listener, listener};
 pub use news::{Actor, News};
+pub use packet_socket::{PacketSocket, Received};
 pub use rivals::Rivals;
+pub use surroundings::{Interface, Surroundings};
+pub use survey::set_sysctl;
+pub use visitor::Visitor;
 pub use watch::Watch;
 
 use crate::config::Config;
+use crate::plan::firewalls::Firewalls;
 use crate::plan::{
     self, ActualState, Change, DesiredState, HostFacts, NftActual, NftTable, SysctlKey, TABLE_MAIN, desired, diff,
 };
@@ -70,6 +89,9 @@ pub struct Reconciler {
     seen: Option<NftSeen>,
     /// All was in place once: what is missing was taken away.
     settled: bool,
+    others: firewalls::Reader,
+    /// Other firewalls as they were read last.
+    firewalls: Firewalls,
 }
 
 /// The state of the two nft tables at a generation of the ruleset.
@@ -95,6 +117,8 @@ impl Reconciler {
             nft: Nft::new("nft"),
             seen: None,
             settled: false,
+            others: firewalls::Reader::default(),
+            firewalls: Firewalls::default(),
         })
     }
 
@@ -114,23 +138,25 @@ impl Reconciler {
     }
 
     /// What the plan needs to know about this host.
-    pub async fn facts(&self) -> Result<HostFacts, Error> {
-        let snapshot = Snapshot::read(&self.netlink).await?;
+    pub async fn facts(&mut self) -> Result<HostFacts, Error> {
+        let journal = self.store.peek()?;
+        let snapshot = self.look(&journal).await?;
         Ok(self.facts_of(&snapshot))
     }
 
     /// What the kernel holds of ours, and the present values of the sysctls that are desired.
     pub async fn read(&mut self, desired: &DesiredState) -> Result<ActualState, Error> {
         let journal = self.store.peek()?;
-        let snapshot = Snapshot::read(&self.netlink).await?;
+        let snapshot = self.look(&journal).await?;
         self.actual(&snapshot, desired, &journal).await
     }
 
     /// What [`reconcile`](Self::reconcile) would do, once the tunnel's interface exists. Changes nothing.
     pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
         let journal = self.store.peek()?;
-        let snapshot = Snapshot::read(&self.netlink).await?;
-        let (desired, warnings) = desired(config, &self.facts_of(&snapshot));
+        let snapshot = self.look(&journal).await?;
+        let (desired, mut warnings) = desired(config, &self.facts_of(&snapshot));
+        warnings.extend(listeners::warnings(config));
         let actual = self.actual(&snapshot, &desired, &journal).await?;
         Ok(Outcome { changes: diff(&desired, &actual), warnings })
     }
@@ -145,7 +171,7 @@ impl Reconciler {
         let mut failed = Vec::new();
         for _ in 0..PASSES {
             let journal = self.store.load()?;
-            let snapshot = Snapshot::read(&self.netlink).await?;
+            let snapshot = self.look(&journal).await?;
             let (desired, warnings) = self.wanted(config, &snapshot);
             outcome.warnings = warnings;
             let actual = self.actual(&snapshot, &desired, &journal).await?;
@@ -163,10 +189,15 @@ impl Reconciler {
                 break;
             }
         }
+        // A tunnel that another firewall bars is better than none, and the guard stands.
+        let (theirs, failed): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(|failure| failure.error.is_of_another_firewall());
+        outcome.warnings.extend(theirs.iter().map(ToString::to_string));
         self.settled |= failed.is_empty();
         if let Err(error) = self.keep_guard(config) {
             outcome.warnings.push(format!("{error}; a boot at which the configuration cannot be read has no guard"));
         }
+        outcome.warnings.extend(listeners::warnings(config));
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
     }
 
@@ -195,9 +226,9 @@ impl Reconciler {
         held.map(|(applied, _)| applied).unwrap_or_default()
     }
 
-    /// Whether a process is an nft(8) of this reconciler, which is not news.
+    /// Whether a process was started by this reconciler, which is not news.
     pub fn started(&self, actor: &Actor) -> bool {
-        self.nft.started(actor.pid)
+        self.nft.programs().started(actor.pid)
     }
 
     /// Makes these changes. Goes on past failures, but not without an nft table, and reports them all.
@@ -216,18 +247,27 @@ impl Reconciler {
         let (mut removed, mut failed) = (Vec::new(), Vec::new());
         for _ in 0..PASSES {
             let journal = self.store.load()?;
-            let snapshot = Snapshot::read(&self.netlink).await?;
+            let snapshot = self.look(&journal).await?;
             failed.clear();
+            let mut nft_missing = false;
             let (guard, filter) = match self.nft_tables(&journal).await {
                 Ok(seen) => (seen.guard, seen.filter),
                 // Never there, so nothing of ours is in it.
-                Err(Error::NftMissing(_)) if journal.nft.is_empty() => Default::default(),
+                Err(Error::NftMissing(_)) if journal.nft.is_empty() => {
+                    nft_missing = true;
+                    Default::default()
+                }
                 Err(error) => {
                     failed.push(Failure::new("nft", error));
                     Default::default()
                 }
             };
             let mut actual = snapshot.actual(&self.netlink, &self.interface, &nothing, &journal, guard, filter).await?;
+            self.add_firewalls(&mut actual);
+            // What is ours among it would stay, and be forgotten.
+            if let Some(why) = self.firewalls.unread.clone().filter(|_| !nft_missing) {
+                failed.push(Failure::new("read other firewalls", Error::Nft(why)));
+            }
             // The device goes with its process, and its addresses with it.
             actual.addresses.clear();
             let mut changes = diff(&nothing, &actual);
@@ -254,7 +294,18 @@ impl Reconciler {
     }
 
     fn facts_of(&self, snapshot: &Snapshot) -> HostFacts {
-        HostFacts { listen_port: self.listen_port, ..snapshot.facts() }
+        HostFacts { listen_port: self.listen_port, firewalls: self.firewalls.clone(), ..snapshot.facts() }
+    }
+
+    /// Reads the host: other firewalls, and what netlink tells.
+    async fn look(&mut self, journal: &Journal) -> Result<Snapshot, Error> {
+        self.firewalls = self.others.read(&self.nft, &self.interface, journal.placed.clone()).await;
+        Snapshot::read(&self.netlink).await
+    }
+
+    fn add_firewalls(&self, actual: &mut ActualState) {
+        actual.exceptions = self.firewalls.ours(&self.interface);
+        actual.zones = self.firewalls.our_zones();
     }
 
     /// What is desired of what can be had now. Without the tunnel's interface, egress bridges are held closed: guard, rules, and
@@ -275,7 +326,10 @@ impl Reconciler {
         journal: &Journal,
     ) -> Result<ActualState, Error> {
         let seen = self.nft_tables(journal).await?;
-        snapshot.actual(&self.netlink, &self.interface, desired, journal, seen.guard, seen.filter).await
+        let (guard, filter) = (seen.guard, seen.filter);
+        let mut actual = snapshot.actual(&self.netlink, &self.interface, desired, journal, guard, filter).await?;
+        self.add_firewalls(&mut actual);
+        Ok(actual)
     }
 
     /// The two nft tables, listed again only when something in nft has changed.
@@ -286,7 +340,8 @@ impl Reconciler {
             return Ok(seen.clone());
         }
         let names = [plan::nft::guard_name(&self.interface), plan::nft::filter_name(&self.interface)];
-        let (guard, filter) = tokio::try_join!(self.nft.listing(&names[0]), self.nft.listing(&names[1]))?;
+        let listing = async |name| if nft::missing(name) { Ok(None) } else { self.nft.listing(name).await };
+        let (guard, filter) = tokio::try_join!(listing(&names[0]), listing(&names[1]))?;
         let state = |name: &str, listing: Option<String>| match (listing, journal.nft.get(name)) {
             (None, _) => NftActual::Absent,
             (Some(now), Some(left)) if left.listing == now => NftActual::Intact(left.text.clone()),
@@ -303,7 +358,8 @@ impl Reconciler {
         let mut journal = known.clone();
         record(&mut journal, changes, snapshot, &self.interface)?;
         // What takes nothing new from the kernel, as a removal, needs no room on the disk.
-        if journal != known {
+        let takes = |change: &Change| matches!(change, Change::SetSysctl { .. } | Change::PlaceInZone { .. });
+        if journal != known || (!self.store.is_written() && changes.iter().any(takes)) {
             self.store.save(&journal)?;
         }
         let (mut applied, mut failed) = (Vec::new(), Vec::new());
@@ -319,7 +375,9 @@ impl Reconciler {
                 }
             }
         }
-        if let Err(error) = self.store.save(&journal) {
+        // On a full disk a removal stays recorded, and is done once more at worst.
+        let saved = self.store.save(&journal);
+        if let (Err(error), true) = (saved, changes.iter().any(|change| change.action() == "add")) {
             failed.push(Failure::new("write the journal", error));
         }
         Ok((applied, failed))
@@ -338,6 +396,14 @@ impl Reconciler {
                 return self.nft.remove(name).await;
             }
             Change::SetSysctl { key, value } => return sysctl::write(key, value),
+            Change::TakeFromZone { interface } => {
+                firewalls::apply(change, self.nft.programs(), &self.firewalls, &self.interface).await?;
+                journal.placed.remove(interface);
+                return Ok(());
+            }
+            Change::AddException { .. } | Change::RemoveException(_) | Change::PlaceInZone { .. } => {
+                return firewalls::apply(change, self.nft.programs(), &self.firewalls, &self.interface).await;
+            }
             Change::RestoreSysctl { key, value } => return restore(key, value, snapshot, journal),
             _ => {}
         }
@@ -388,7 +454,8 @@ fn record(journal: &mut Journal, changes: &[Change], snapshot: &Snapshot, interf
     for change in changes {
         match change {
             Change::AddRoute(route) if route.table != TABLE_MAIN => _ = journal.tables.insert(route.table),
-            Change::AddRule(rule) => _ = journal.tables.insert(rule.table),
+            Change::AddRule(rule) if rule.table != TABLE_MAIN => _ = journal.tables.insert(rule.table),
+            Change::PlaceInZone { interface } => _ = journal.placed.insert(interface.clone()),
             // The tunnel's own go with it.
             Change::SetSysctl { key, .. } if key.link != interface => {
                 record_sysctl(journal, key, snapshot, None)?;
@@ -413,7 +480,8 @@ fn record_sysctl(
         return Ok(());
     }
     if let Some(value) = sysctl::read(key)? {
-        journal.sysctls.insert(key.path(), Original { value, index, with });
+        let all = sysctl::switch_of_all(key).map_or(Ok(None), |all| sysctl::read(&all))?;
+        journal.sysctls.insert(key.path(), Original { value, index, with, all });
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec};
 use tokio::task::JoinHandle;
 
 use super::Error;
-use crate::plan::{Family, LinkSetting, MainRoute, NextHop, ROUTE_PROTOCOL, Route, Rule, Selector, TABLE_MAIN};
+use crate::plan::{Family, LinkSetting, MainRoute, NextHop, ROUTE_PROTOCOL, Route, Rule, Selector, TABLE_MAIN, marks};
 
 /// A connection to the kernel's routing state in the network namespace of the thread that opened it.
 pub struct Netlink {
@@ -69,6 +69,11 @@ impl Netlink {
         // Strict checking makes the kernel filter dumps by table.
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(failed)?;
         Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+
+    /// For requests that no plan makes.
+    pub fn handle(&self) -> &rtnetlink::Handle {
+        &self.handle
     }
 
     /// All links.
@@ -292,7 +297,8 @@ fn parts(message: &RouteMessage) -> Option<Parts> {
     Some(parts)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+/// An IP address, if it is one.
+pub fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
         RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),
@@ -310,6 +316,7 @@ pub fn own_route(message: &RouteMessage, links: &Links) -> Option<Route> {
     let device = || parts.device.and_then(|index| links.name(index)).cloned();
     let next_hop = match message.header.kind {
         RouteType::Unreachable if is_ours(message) && parts.plain => NextHop::Unreachable,
+        RouteType::BlackHole if is_ours(message) && parts.plain => NextHop::Blackhole,
         RouteType::Unicast if is_ours(message) && parts.plain => match device() {
             Some(device) => NextHop::Device { device, gateway: parts.gateway },
             None => NextHop::Foreign,
@@ -366,6 +373,7 @@ fn route_message(route: &Route, links: &Links) -> Result<RouteMessage, rtnetlink
             }
         }
         NextHop::Unreachable => message.header.kind = RouteType::Unreachable,
+        NextHop::Blackhole => message.header.kind = RouteType::BlackHole,
         NextHop::Foreign => {}
     }
     Ok(message)
@@ -392,14 +400,18 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
         _ => return None,
     };
     let RuleHeader { action, tos, dst_len, flags, .. } = &message.header;
-    if *action != RuleAction::ToTable || *tos != 0 || *dst_len != 0 || flags.contains(RuleFlags::Invert) {
+    if *action != RuleAction::ToTable || *tos != 0 || flags.contains(RuleFlags::Invert) {
         return None;
     }
-    let (mut iif, mut from, mut priority, mut table) = (None, None, 0, u32::from(message.header.table));
+    let (mut iif, mut from, mut to, mut mark, mut bits) = (None, None, None, None, None);
+    let (mut priority, mut table) = (0, u32::from(message.header.table));
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Iifname(name) => iif = Some(name.clone()),
             RuleAttribute::Source(addr) => from = IpNet::new(*addr, message.header.src_len).ok(),
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(value) => bits = Some(*value),
+            RuleAttribute::Destination(addr) => to = IpNet::new(*addr, *dst_len).ok(),
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::Protocol(RouteProtocol::Kernel)
@@ -409,9 +421,11 @@ pub fn parse_rule(message: &RuleMessage) -> Option<Rule> {
             _ => return None,
         }
     }
-    let selector = match (iif, from) {
-        (Some(name), None) => Selector::Iif(name),
-        (None, Some(net)) => Selector::From(net),
+    let selector = match (iif, from, to, mark, bits) {
+        (Some(name), None, None, None, None) => Selector::Iif(name),
+        (None, Some(net), None, None, None) => Selector::From(net),
+        (None, None, Some(net), None, None) => Selector::To(net),
+        (None, None, None, Some(mark), Some(marks::MASK)) => Selector::Mark(mark),
         _ => return None,
     };
     Some(Rule { priority, family, selector, table })
@@ -430,6 +444,14 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         Selector::From(net) => {
             message.header.src_len = net.prefix_len();
             message.attributes.push(RuleAttribute::Source(net.addr()));
+        }
+        Selector::Mark(mark) => {
+            message.attributes.push(RuleAttribute::FwMark(*mark));
+            message.attributes.push(RuleAttribute::FwMask(marks::MASK));
+        }
+        Selector::To(net) => {
+            message.header.dst_len = net.prefix_len();
+            message.attributes.push(RuleAttribute::Destination(net.addr()));
         }
     }
     message

@@ -29,7 +29,7 @@ impl News {
     pub fn by(&self, kind: &str) -> impl Iterator<Item = &Actor> {
         // A link that goes takes addresses and routes with it, and of those the kernel names nobody.
         let link = if matches!(kind, "route" | "address") { "link" } else { "" };
-        let kind = if kind == "guard" { "nft" } else { kind };
+        let kind = if matches!(kind, "guard" | "firewall") { "nft" } else { kind };
         let of = |kind: &str| self.by.get(kind).filter(|actors| !actors.is_empty());
         of(kind).or_else(|| of(link)).into_iter().flatten()
     }
@@ -97,14 +97,14 @@ fn process_of(port: u32) -> Option<u32> {
     (port >> 31 == 0 && pid != 0).then_some(pid)
 }
 
-struct Message<'d> {
-    kind: u16,
+pub(super) struct Message<'d> {
+    pub(super) kind: u16,
     port: u32,
-    payload: &'d [u8],
+    pub(super) payload: &'d [u8],
 }
 
 /// `struct nlmsghdr`: length, type, flags, sequence, port. Stops at what is cut off.
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let (header, _) = datagram.split_first_chunk::<16>()?;
         let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -116,7 +116,7 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// `struct nlattr`: length, type, value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (&[l0, l1, t0, t1], _) = bytes.split_first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));

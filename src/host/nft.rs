@@ -5,47 +5,29 @@
 //! differs (counters aside) means that somebody changed the table. Between listings the kernel's ruleset generation
 //! tells at the price of one system call pair whether anything in nft changed at all.
 
-use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rtnetlink::sys::{Socket, SocketAddr};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 
 use super::Error;
+use super::news::{attributes, messages};
+use super::program::{Programs, Refusal};
 use crate::plan::NftTable;
 use crate::plan::tables::fnv1a;
-
-/// For one run: a transaction takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Processes that are known as our own: more than a reconciliation starts.
-const REMEMBERED: usize = 64;
 
 /// The program nft(8).
 #[derive(Debug)]
 pub struct Nft {
     program: PathBuf,
-    /// The last processes that were started, newest last.
-    started: Mutex<VecDeque<u32>>,
+    programs: Programs,
 }
 
 impl Nft {
     /// A path, or a name to be looked up in `PATH`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), started: Mutex::default() }
-    }
-
-    /// Whether this was one of the last processes that were started here.
-    pub fn started(&self, pid: u32) -> bool {
-        self.processes().contains(&pid)
-    }
-
-    fn processes(&self) -> MutexGuard<'_, VecDeque<u32>> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { program: program.into(), programs: Programs::default() }
     }
 
     /// Puts a table in the place of one of the same name, without a moment of neither.
@@ -76,34 +58,21 @@ impl Nft {
         }
     }
 
+    /// All tables as JSON, without the elements of named sets.
+    pub async fn ruleset(&self) -> Result<String, Error> {
+        self.run(&["-j", "-t", "list", "ruleset"], "").await
+    }
+
+    /// What runs it, and others.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
     async fn run(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).env("LC_ALL", "C").kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(Error::NftMissing)?;
-        {
-            let mut started = self.processes();
-            started.extend(child.id());
-            if started.len() > REMEMBERED {
-                started.pop_front();
-            }
-        }
-        let finished = async {
-            if let Some(mut stdin) = child.stdin.take() {
-                // A program that ends without reading says why on its standard error.
-                let _ = stdin.write_all(input.as_bytes()).await;
-            }
-            child.wait_with_output().await.map_err(Error::NftMissing)
-        };
-        let output = tokio::time::timeout(PATIENCE, finished)
-            .await
-            .map_err(|_| Error::Nft(format!("{}: no end after {PATIENCE:?}", arguments.join(" "))))??;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        Err(Error::Nft(if lines.is_empty() { output.status.to_string() } else { lines.join(" ") }))
+        self.programs.run(&self.program, arguments, input).await.map_err(|refusal| match refusal {
+            Refusal::NotRun(error) => Error::NftMissing(error),
+            Refusal::Said(message) => Error::Nft(message),
+        })
     }
 }
 
@@ -127,34 +96,79 @@ fn forget_counters(value: &mut Value) {
 /// Grows by one with every change of the ruleset of this network namespace, whoever makes it
 /// (`NFT_MSG_GETGEN` of nfnetlink).
 pub fn generation() -> Result<u32, Error> {
-    const NETLINK_NETFILTER: isize = 12;
-    const NLM_F_REQUEST: u16 = 1;
-    const GETGEN: u16 = (10 << 8) | 16; // NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+    const GETGEN: u16 = 16;
     const NFTA_GEN_ID: u16 = 1;
     let failed = |source| Error::Netlink { what: "nft generation".to_owned(), source };
+    let answer = ask(GETGEN, 0, 0, &[]).and_then(|socket| socket.recv_from_full()).map_err(failed)?.0;
+    let mut attributes = attributes(answer.get(20..).unwrap_or_default());
+    let id = attributes.find_map(|(kind, value)| (kind == NFTA_GEN_ID).then(|| value.try_into().ok()).flatten());
+    id.map(u32::from_be_bytes).ok_or_else(|| failed(io::Error::other("no generation in the kernel's answer")))
+}
 
-    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-    socket.bind_auto().map_err(failed)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-    // struct nlmsghdr (length, type, flags, sequence, port), then struct nfgenmsg (family, version, resource).
-    let mut request = Vec::with_capacity(20);
-    request.extend(20_u32.to_ne_bytes());
-    request.extend(GETGEN.to_ne_bytes());
-    request.extend(NLM_F_REQUEST.to_ne_bytes());
-    request.extend([0; 12]);
-    socket.send(&request, 0).map_err(failed)?;
-    let (answer, _) = socket.recv_from_full().map_err(failed)?;
+/// Whether `table inet NAME` is missing for certain (`NFT_MSG_GETTABLE`): sooner known than by starting nft(8).
+pub fn missing(name: &str) -> bool {
+    const GETTABLE: u16 = 1;
+    const NLMSG_ERROR: u16 = 2;
+    let length = (4 + name.len() + 1) as u16;
+    let mut attribute = [length.to_ne_bytes(), NFTA_TABLE_NAME.to_ne_bytes()].concat();
+    attribute.extend(name.bytes());
+    attribute.resize(usize::from(length).next_multiple_of(4), 0);
+    // struct nlmsgerr: a negated error number behind the header.
+    let answer = ask(GETTABLE, 0, NFPROTO_INET, &attribute).and_then(|socket| socket.recv_from_full());
+    answer.is_ok_and(|(answer, _)| {
+        answer.get(4..6) == Some(&NLMSG_ERROR.to_ne_bytes())
+            && answer.get(16..20) == Some(&(-libc::ENOENT).to_ne_bytes())
+    })
+}
 
-    let mut attributes = answer.get(20..).unwrap_or_default();
-    while let Some((&[l0, l1, t0, t1], _)) = attributes.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = attributes.get(4..8).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-        if let (NFTA_GEN_ID, 8, Some(bytes)) = (u16::from_ne_bytes([t0, t1]), length, value) {
-            return Ok(u32::from_be_bytes(bytes));
+/// The names of the tables of the families ip, ip6 and inet in this network namespace, whoever made them.
+pub fn tables() -> Result<Vec<String>, Error> {
+    const GETTABLE: u16 = 1;
+    const NLM_F_DUMP: u16 = 0x300;
+    const NLMSG_ERROR: u16 = 2;
+    const NLMSG_DONE: u16 = 3;
+    const FAMILIES: [u8; 3] = [1, 2, 10]; // NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+    let failed = |source| Error::Netlink { what: "nft tables".to_owned(), source };
+    let socket = ask(GETTABLE, NLM_F_DUMP, 0, &[]).map_err(failed)?;
+    let mut names = Vec::new();
+    loop {
+        let datagram = socket.recv_from_full().map_err(failed)?.0;
+        for message in messages(&datagram) {
+            match message.kind {
+                NLMSG_DONE => return Ok(names),
+                NLMSG_ERROR => return Err(failed(io::Error::other("the kernel lists no tables"))),
+                _ => {}
+            }
+            // Behind struct nfgenmsg, which begins with the family.
+            let ours = message.payload.first().is_some_and(|family| FAMILIES.contains(family));
+            let mut attributes = attributes(message.payload.get(4..).unwrap_or_default());
+            let name = attributes.find_map(|(kind, value)| (ours && kind == NFTA_TABLE_NAME).then_some(value));
+            names.extend(name.map(|name| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned()));
         }
-        attributes = attributes.get(length.next_multiple_of(4).max(4)..).unwrap_or_default();
     }
-    Err(failed(std::io::Error::other("no generation in the kernel's answer")))
+}
+
+const NFPROTO_INET: u8 = 1;
+const NFTA_TABLE_NAME: u16 = 1;
+
+/// Sends a request to nf_tables; the socket has the answer. Family 0 is all.
+fn ask(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> io::Result<Socket> {
+    const NETLINK_NETFILTER: isize = 12;
+    const NFNL_SUBSYS_NFTABLES: u16 = 10;
+    const NLM_F_REQUEST: u16 = 1;
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // struct nlmsghdr (length, type, flags, sequence, port), then struct nfgenmsg (family, version, resource).
+    let mut request = Vec::with_capacity(20 + attributes.len());
+    request.extend((20 + attributes.len() as u32).to_ne_bytes());
+    request.extend((NFNL_SUBSYS_NFTABLES << 8 | kind).to_ne_bytes());
+    request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([family, 0, 0, 0]);
+    request.extend(attributes);
+    socket.send(&request, 0)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use crate::plan::Change;
 
 /// What is counted, and between two lines in the log about one kind of thing.
 const WINDOW: Duration = Duration::from_secs(60);
+/// A firewall that reloads takes its chains away one after the other: that counts as once.
+const RELOAD: Duration = Duration::from_secs(5);
 /// So often within the window is no accident.
 const OFTEN: usize = 3;
 
@@ -36,7 +38,10 @@ impl Rivals {
         for &kind in &kinds {
             let fight = self.kinds.entry(kind).or_default();
             fight.forget(now);
-            fight.times.push_back(now);
+            let same = kind == "firewall" && fight.times.back().is_some_and(|last| now.duration_since(*last) < RELOAD);
+            if !same {
+                fight.times.push_back(now);
+            }
             fight.last = changes.iter().rfind(|change| change.kind() == kind).map(Change::summary).unwrap_or_default();
             fight.by.extend(news.by(kind).map(|actor| (actor.name.clone(), actor.pid)));
             if fight.often() && fight.told.is_none_or(|told| now - told >= WINDOW) {
@@ -83,6 +88,7 @@ impl Fight {
             "address" => "addresses",
             "route" => "routes",
             "rule" => "rules",
+            "firewall" => "exceptions in other firewalls",
             _ => "sysctls",
         };
         let by = |(name, pid): (&Option<String>, &u32)| super::Actor { name: name.clone(), pid: *pid }.to_string();

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::Error;
-use super::journal::Journal;
+use super::journal::{Journal, Original};
 use super::netlink::{self, Address, Links, Netlink, OtherRoute};
 use super::sysctl;
 use crate::plan::{
     ActualState, DesiredState, Family, HostFacts, Link, NftActual, PRIORITY_FROM, Route, Rule, Selector, Sysctl,
-    SysctlKey, TABLE_MAIN, tables,
+    SysctlKey, TABLE_MAIN, marks, tables,
 };
 use rtnetlink::packet_route::route::RouteMessage;
 
@@ -36,7 +36,10 @@ impl Snapshot {
         for &family in &snapshot.families {
             let rules = netlink.rules(family).await?;
             snapshot.rules.extend(rules.iter().filter_map(netlink::parse_rule));
-            let outlines = || rules.iter().map(netlink::rule_outline);
+            // Those by mark lead to main too, and are an agent's.
+            let by_mark =
+                |rule: &&_| matches!(netlink::parse_rule(rule), Some(Rule { selector: Selector::Mark(_), .. }));
+            let outlines = || rules.iter().filter(|rule| !by_mark(rule)).map(netlink::rule_outline);
             let others = outlines().filter(|(_, table)| !table.is_some_and(tables::is_an_agents));
             let before = others.map(|(priority, _)| priority).filter(|priority| OURS.contains(priority)).min();
             snapshot.rule_before = [snapshot.rule_before, before].into_iter().flatten().min();
@@ -76,6 +79,7 @@ impl Snapshot {
             without_main: self.without_main.clone(),
             ipv6: self.families.contains(&Family::V6),
             force_forwarding: sysctl::read(&forced).ok().flatten().is_some(),
+            claimed: self.rules.iter().filter_map(claim).collect(),
             ..HostFacts::default()
         }
     }
@@ -91,7 +95,13 @@ impl Snapshot {
         filter: NftActual,
     ) -> Result<ActualState, Error> {
         let tables = self.own_tables(interface, desired, journal);
-        let ours = |rule: &&Rule| OURS.contains(&rule.priority) && tables.contains(&rule.table);
+        let ours = |rule: &&Rule| match rule.selector {
+            Selector::Mark(mark) => {
+                let led = rule.table == TABLE_MAIN || tables.contains(&rule.table);
+                OURS.contains(&rule.priority) && own_marks(interface).contains(&mark) && led
+            }
+            _ => OURS.contains(&rule.priority) && tables.contains(&rule.table),
+        };
         let rules = self.rules.iter().filter(ours).cloned().collect();
 
         let own_main = |message| netlink::own_main_route(message, &self.links, interface);
@@ -118,14 +128,18 @@ impl Snapshot {
             guard,
             filter,
             sysctls: self.sysctls(desired, journal)?,
+            ..ActualState::default()
         })
     }
 
-    /// Those of the configuration, those in the journal, and, should the journal be lost, those that an `iif` rule leads
-    /// into under the number that this interface and that bridge have.
+    /// Those of the configuration, those in the journal, and, should the journal be lost, those that a rule leads into
+    /// under the number that this interface and that bridge, or this interface alone, have.
     fn own_tables(&self, interface: &str, desired: &DesiredState, journal: &Journal) -> BTreeSet<u32> {
         let by_rule = self.rules.iter().filter_map(|rule| match &rule.selector {
             Selector::Iif(bridge) if tables::number(interface, bridge) == rule.table => Some(rule.table),
+            Selector::Mark(_) | Selector::From(_) if tables::number(interface, interface) == rule.table => {
+                Some(rule.table)
+            }
             _ => None,
         });
         desired.tables.keys().copied().chain(journal.tables.iter().copied()).chain(by_rule).collect()
@@ -144,11 +158,29 @@ impl Snapshot {
             let original = journal.sysctls.get(&key.path());
             // An interface that went and came back starts anew; what the journal says is about its former life.
             let original = original.filter(|original| original.index == self.index(&key.link));
-            let original = original.filter(|original| original.with.is_none()).map(|original| original.value.clone());
+            let original = original.filter(|original| original.with.is_none());
+            let original = original.map(|original| value_to_restore(&key, original)).transpose()?;
             sysctls.insert(key, Sysctl { value, original });
         }
         Ok(sysctls)
     }
+}
+
+/// A bridge and its table, whichever agent's.
+fn claim(rule: &Rule) -> Option<(String, u32)> {
+    let Selector::Iif(bridge) = &rule.selector else { return None };
+    tables::is_an_agents(rule.table).then(|| (bridge.clone(), rule.table))
+}
+
+fn own_marks(interface: &str) -> [u32; 2] {
+    [marks::back_into_tunnel(interface), marks::back_by_main(interface)]
+}
+
+/// The value before ours; the present one of all interfaces when somebody, as Docker at its start, has set that since.
+fn value_to_restore(key: &SysctlKey, original: &Original) -> Result<String, Error> {
+    let all = sysctl::switch_of_all(key).map_or(Ok(None), |all| sysctl::read(&all))?;
+    let changed = original.all.is_some() && original.all != all;
+    Ok(all.filter(|_| changed).unwrap_or_else(|| original.value.clone()))
 }
 
 /// `fe80::/10` (RFC 4291, section 2.5.6).

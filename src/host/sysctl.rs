@@ -32,6 +32,12 @@ pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6/conf/all").exists()
 }
 
+/// The key whose writing sets this one on all interfaces (`inet_forward_change` in net/ipv4/devinet.c).
+pub fn switch_of_all(key: &SysctlKey) -> Option<SysctlKey> {
+    let forwarding = (key.family, key.name.as_str()) == (Family::V4, "forwarding") && key.link != "all";
+    forwarding.then(|| SysctlKey::new(Family::V4, "all", "forwarding"))
+}
+
 /// What writing this key overwrites besides: `net.ipv6.conf.all.forwarding` sets every interface's and the default
 /// (`addrconf_fixup_forwarding` in net/ipv6/addrconf.c).
 pub fn overwritten_by(key: &SysctlKey) -> Vec<SysctlKey> {

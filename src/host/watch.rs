@@ -18,6 +18,8 @@ const NETLINK_NETFILTER: isize = 12;
 const ROUTE_GROUPS: [u32; 9] = [1, 5, 7, 8, 9, 11, 19, 24, 25];
 /// `NFNLGRP_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h).
 const NFT_GROUPS: [u32; 1] = [7];
+/// Until the last look after a change.
+const AFTERMATH: Duration = Duration::from_millis(50);
 /// Messages taken in one go: no error that stays, and no flood, may hold the agent up.
 const MESSAGES: usize = 1024;
 
@@ -27,6 +29,8 @@ pub struct Watch {
     nft: AsyncFd<Socket>,
     /// What was read and not reported yet; `None` when there is nothing to report.
     news: Option<News>,
+    /// A report is to be followed by another look.
+    again: bool,
     pace: Pace,
 }
 
@@ -37,16 +41,18 @@ impl Watch {
     /// When no netlink socket can be had.
     pub fn new() -> io::Result<Self> {
         let (route, nft) = (subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, &NFT_GROUPS)?);
-        Ok(Self { route, nft, news: None, pace: Pace::new(Instant::now()) })
+        Ok(Self { route, nft, news: None, again: false, pace: Pace::new(Instant::now()) })
     }
 
     /// Waits for the next change: the first is reported at once, and those that follow closely are reported together. May be
-    /// dropped and called again without losing one.
+    /// dropped and called again without losing one. Some time after the last change it is reported once more, without news:
+    /// whoever looks at once may come before what a notification announces (`force_forwarding` was seen to be so).
     pub async fn changed(&mut self) -> News {
         if self.news.is_none() {
             tokio::select! {
-                _ = self.route.readable() => {}
-                _ = self.nft.readable() => {}
+                _ = self.route.readable() => self.again = true,
+                _ = self.nft.readable() => self.again = true,
+                () = sleep_until(self.pace.not_before + AFTERMATH), if self.again => self.again = false,
             }
             // At once, for who did it may be gone in a moment, and its name with it.
             self.read();

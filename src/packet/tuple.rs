@@ -60,6 +60,7 @@ impl Tuple {
     }
 
     /// That of the packets in the other direction.
+    #[must_use]
     pub fn answer(self) -> Self {
         let mark = match self.mark {
             Mark::Ports(src, dst) => Mark::Ports(dst, src),

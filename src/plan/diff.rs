@@ -9,6 +9,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use super::firewalls::{self, Exception, Position};
 use super::{
     ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, Route, Rule, Sysctl, SysctlKey,
     TABLE_MAIN,
@@ -46,6 +47,19 @@ pub enum Change {
     RemoveRoute(Route),
     AddRule(Rule),
     RemoveRule(Rule),
+    /// Into a chain of another firewall.
+    AddException {
+        exception: Exception,
+        position: Position,
+    },
+    RemoveException(Exception),
+    /// Into firewalld's zone [`firewalls::ZONE`]. Recorded in the journal first.
+    PlaceInZone {
+        interface: String,
+    },
+    TakeFromZone {
+        interface: String,
+    },
     /// Recorded in the journal first.
     SetSysctl {
         key: SysctlKey,
@@ -71,9 +85,11 @@ pub fn diff(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     changes.extend(addresses.map(|&address| Change::AddAddress { interface: interface.clone(), address }));
     changes.extend(added_routes(desired, actual));
     changes.extend(desired.rules.difference(&actual.rules).cloned().map(Change::AddRule));
+    changes.extend(opened_firewalls(desired, actual));
     changes.extend(set_sysctls(desired, actual));
 
     changes.extend(restored_sysctls(desired, actual));
+    changes.extend(closed_firewalls(desired, actual));
     changes.extend(actual.rules.difference(&desired.rules).cloned().map(Change::RemoveRule));
     changes.extend(removed_routes(desired, actual));
     let addresses = actual.addresses.difference(&desired.addresses);
@@ -95,7 +111,7 @@ fn missing(desired: Option<&NftTable>, actual: &NftActual) -> Option<NftTable> {
 fn added_routes(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     let taken: BTreeSet<_> = actual.routes.iter().map(Route::key).collect();
     let mut routes: Vec<&Route> = desired.routes.difference(&actual.routes).collect();
-    routes.sort_by_key(|route| route.next_hop != NextHop::Unreachable);
+    routes.sort_by_key(|route| !matches!(route.next_hop, NextHop::Unreachable | NextHop::Blackhole));
     let change = |route: &Route| {
         let replaces = route.table != TABLE_MAIN && taken.contains(&route.key());
         if replaces { Change::ReplaceRoute(route.clone()) } else { Change::AddRoute(route.clone()) }
@@ -129,6 +145,21 @@ fn restored_sysctls(desired: &DesiredState, actual: &ActualState) -> Vec<Change>
     gone.into_iter().map(|(key, value)| Change::RestoreSysctl { key, value }).collect()
 }
 
+fn opened_firewalls(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let absent = desired.exceptions.iter().filter(|(exception, _)| actual.exceptions.get(exception) != Some(&true));
+    let exceptions =
+        absent.map(|(exception, &position)| Change::AddException { exception: exception.clone(), position });
+    let zones = desired.zones.difference(&actual.zones).cloned();
+    exceptions.chain(zones.map(|interface| Change::PlaceInZone { interface })).collect()
+}
+
+fn closed_firewalls(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
+    let gone = actual.exceptions.keys().filter(|exception| !desired.exceptions.contains_key(exception));
+    let zones = actual.zones.difference(&desired.zones).cloned();
+    let gone = gone.cloned().map(Change::RemoveException);
+    gone.chain(zones.map(|interface| Change::TakeFromZone { interface })).collect()
+}
+
 impl Change {
     /// `add` or `remove`.
     pub fn action(&self) -> &'static str {
@@ -140,17 +171,21 @@ impl Change {
             | Self::AddRoute(_)
             | Self::ReplaceRoute(_)
             | Self::AddRule(_)
+            | Self::AddException { .. }
+            | Self::PlaceInZone { .. }
             | Self::SetSysctl { .. } => "add",
             Self::DisarmGuard { .. }
             | Self::RemoveNft { .. }
             | Self::RemoveAddress { .. }
             | Self::RemoveRoute(_)
             | Self::RemoveRule(_)
+            | Self::RemoveException(_)
+            | Self::TakeFromZone { .. }
             | Self::RestoreSysctl { .. } => "remove",
         }
     }
 
-    /// `guard`, `link`, `address`, `route`, `rule`, `nft` or `sysctl`.
+    /// `guard`, `link`, `address`, `route`, `rule`, `nft`, `firewall` or `sysctl`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::ArmGuard(_) | Self::DisarmGuard { .. } => "guard",
@@ -159,6 +194,10 @@ impl Change {
             Self::AddAddress { .. } | Self::RemoveAddress { .. } => "address",
             Self::AddRoute(_) | Self::ReplaceRoute(_) | Self::RemoveRoute(_) => "route",
             Self::AddRule(_) | Self::RemoveRule(_) => "rule",
+            Self::AddException { .. }
+            | Self::RemoveException(_)
+            | Self::PlaceInZone { .. }
+            | Self::TakeFromZone { .. } => "firewall",
             Self::SetSysctl { .. } | Self::RestoreSysctl { .. } => "sysctl",
         }
     }
@@ -181,6 +220,9 @@ impl fmt::Display for Change {
             let flag = if Family::of(net) == Family::V6 { " -6" } else { "" };
             format!("ip{flag} address {verb} {net} dev {interface}")
         };
+        let zone = |verb: &str, interface: &str| {
+            format!("firewall-cmd {}", firewalls::zone_arguments(verb, interface).join(" "))
+        };
         let text = match self {
             Self::ArmGuard(table) | Self::AddNft(table) => format!("nft -f - <<'EOF'\n{}EOF", table.text),
             Self::DisarmGuard { name } | Self::RemoveNft { name } => format!("nft delete table inet {name}"),
@@ -192,6 +234,12 @@ impl fmt::Display for Change {
             Self::RemoveRoute(route) => route.command("del"),
             Self::AddRule(rule) => rule.command("add"),
             Self::RemoveRule(rule) => rule.command("del"),
+            Self::AddException { exception, position } => {
+                format!("{} {}", exception.program(), exception.added_at(*position).join(" "))
+            }
+            Self::RemoveException(exception) => format!("{} {}", exception.program(), exception.removed().join(" ")),
+            Self::PlaceInZone { interface } => zone("add", interface),
+            Self::TakeFromZone { interface } => zone("remove", interface),
             Self::SetSysctl { key, value } | Self::RestoreSysctl { key, value } => format!("sysctl -w {key}={value}"),
         };
         f.write_str(&text)

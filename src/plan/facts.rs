@@ -1,11 +1,12 @@
 //! What [`desired`](super::desired) needs to know about the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::Family;
+use super::firewalls::Firewalls;
 
 /// One reading of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,8 +23,12 @@ pub struct HostFacts {
     pub rule_before: Option<u32>,
     /// Families in which no rule leads to the main table, as after `ip rule flush`.
     pub without_main: Vec<Family>,
+    /// Bridges whose packets a rule leads into a table of some agent's, and that table.
+    pub claimed: BTreeSet<(String, u32)>,
     /// The UDP port in use when the configuration leaves the choice to the kernel.
     pub listen_port: Option<u16>,
+    /// What else filters its packets.
+    pub firewalls: Firewalls,
 }
 
 /// A network interface.

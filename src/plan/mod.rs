@@ -11,24 +11,32 @@
 //!
 //! ```text
 //! 0      from all lookup local            the host's own addresses stay reachable
+//! 87     from all fwmark M lookup R       answers to what a peer publishes (only where T would not lead to it)
 //! 88     from all iif br0 lookup T        what its containers send
 //! 89     from 10.89.2.0/24 lookup T       the reverse-path lookup of what they receive (strict rp_filter), host sockets
-//! 32766  from all lookup main                bound to the bridge's address
+//! 89     from all to 10.89.2.0/24 lookup T     bound to the bridge's address; answers, should the bridge be gone
+//! 32766  from all lookup main
 //! ```
 //!
 //! T never falls through to main: it ends in an `unreachable` default, which stays when the tunnel's device goes. Beside
 //! it stands a guard in nft that knows nothing of routes ([`nft`]). A bridge with egress `direct` has none of this: it
 //! follows main, which also holds the routes to the peers' subnets for the host itself.
 //!
+//! Answers to published ports are the one exception: [`marks`].
+//!
 //! # What is ours
 //!
-//! Rules: priority 1 to 89 into a table of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
+//! Rules: priority 1 to 89, into a table of ours or with a mark of ours. Tables: [`tables::number`]; all routes in them. Main: routes of protocol
 //! [`ROUTE_PROTOCOL`] on the tunnel's device. nft: the tables [`nft::guard_name`] and [`nft::filter_name`]. Sysctls: those
+//! in the journal. In other firewalls: rules that bear the comment `meshd` and name the tunnel, and the zones of interfaces
 //! in the journal. Agents with other interface names can therefore share a network namespace.
 
 mod diff;
 mod facts;
+pub mod firewalls;
+pub mod marks;
 pub mod nft;
+mod notices;
 mod routes;
 mod state;
 mod sysctls;
@@ -47,11 +55,13 @@ use crate::config::Config;
 
 /// Marks our routes (`rtm_protocol`). Free in iproute2's `rt_protos`, and above 4, so that the kernel passes it through.
 pub const ROUTE_PROTOCOL: u8 = 88;
+/// Of the rules by mark, unless somebody's rule comes before it.
+pub const PRIORITY_MARK: u32 = 87;
 /// Of the `iif BRIDGE` rules, unless somebody's rule comes before it. Below 100, for other VPNs use 100 and more. A rule that is
 /// added without a priority goes above the topmost one after `local` (`fib_default_rule_pref` in net/core/fib_rules.c), so
 /// above ours: then ours move above it.
 pub const PRIORITY_IIF: u32 = 88;
-/// Of the `from SUBNET` rules.
+/// Of the `from SUBNET` and `to SUBNET` rules.
 pub const PRIORITY_FROM: u32 = 89;
 /// The main routing table.
 pub const TABLE_MAIN: u32 = 254;
@@ -67,9 +77,8 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     let host = &config.host;
     let mut state = DesiredState { interface: host.interface.clone(), ..DesiredState::default() };
 
-    for bridge in host.bridges.iter().filter(|bridge| !facts.links.contains_key(&bridge.name)) {
-        warnings.push(format!("bridge {} does not exist yet: its routes are added when it does", bridge.name));
-    }
+    notices::interfaces(config, facts, &mut warnings);
+    notices::allowed(config, &mut warnings);
     // gso_max_size stays as it is: what a container's interface built larger, the kernel would cut into single packets before
     // the tunnel reads it (gso_features_check in net/core/dev.c).
     state.link = [LinkSetting::Mtu(host.mtu.into()), LinkSetting::TxQueueLen(TX_QUEUE_LEN), LinkSetting::Up].into();
@@ -89,6 +98,12 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     state.guard = nft::guard(config);
     state.filter = Some(nft::filter(config, facts, &exits));
     state.sysctls = sysctls::sysctls(config, facts, &exits, ipv6);
+    state.exceptions = firewalls::exceptions(config, facts, &exits);
+    state.zones = firewalls::zones(config, facts);
+    let unread = facts.firewalls.unread.iter().map(|why| format!("other firewalls cannot be read: {why}"));
+    let blocked = if facts.firewalls.settling { Vec::new() } else { firewalls::blocked(config, facts) };
+    let blocked = blocked.into_iter().filter(|blocked| blocked.certain);
+    warnings.extend(unread.chain(blocked.map(|blocked| blocked.to_string())));
     (state, warnings)
 }
 

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::state::default_metric;
-use super::{Family, HostFacts, NextHop, PRIORITY_FROM, PRIORITY_IIF, Route, Rule, Selector, TABLE_MAIN};
-use crate::config::{Bridge, Config, Egress};
+use super::{
+    Family, HostFacts, NextHop, PRIORITY_FROM, PRIORITY_IIF, PRIORITY_MARK, Route, Rule, Selector, TABLE_MAIN, marks,
+};
+use crate::config::{Bridge, Config, Egress, Peer};
 
 /// What the kernel takes as the same route, and where it leads. The first entry of a key stays: on a conflict the tunnel
 /// goes before `allow`.
@@ -23,41 +25,74 @@ pub(super) fn routes(
     let mut routes = Table::new();
     main(config, facts, ipv6, &mut routes, warnings);
     for (&table, name) in tables {
-        for bridge in config.host.bridges.iter().filter(|bridge| bridge.name == *name) {
-            egress(config, facts, bridge, table, ipv6, &mut routes, warnings);
+        let bridge = config.host.bridges.iter().find(|bridge| bridge.name == *name);
+        let everything = bridge.is_none_or(|bridge| matches!(bridge.egress, Egress::Peers(_)));
+        complete(config, facts, everything, table, ipv6, &mut routes, warnings);
+        if let Some(bridge) = bridge {
+            // What comes for a container of a bridge that is gone must not go out by a default, nor back into the tunnel; and
+            // an error to whoever sent it would leave by main.
+            for net in bridge.subnets.iter().map(IpNet::trunc).filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
+                routes.insert((table, net, u32::MAX), NextHop::Blackhole);
+            }
+            for net in &bridge.allow {
+                allow(config, facts, bridge, net.trunc(), table, &mut routes, warnings);
+            }
+        } else {
+            for lan in config.host.lans.iter().filter(|lan| lan.subnet.addr().is_ipv4() || facts.ipv6) {
+                copy(config, facts, lan.subnet.trunc(), table, &mut routes);
+            }
         }
     }
     let route = |((table, destination, metric), next_hop)| Route { table, destination, metric, next_hop };
     routes.into_iter().map(route).collect()
 }
 
-/// The rules into the bridges' tables. They name interfaces, so they need none to exist.
+/// The rules into the tables, and those of what is published. They name interfaces, so they need none to exist.
 pub(super) fn rules(
     config: &Config,
     facts: &HostFacts,
     tables: &BTreeMap<u32, String>,
     warnings: &mut Vec<String>,
 ) -> BTreeSet<Rule> {
+    let interface = &config.host.interface;
     let mut rules = BTreeSet::new();
-    let (iif, from) = match facts.rule_before {
-        Some(other) if other >= 3 => (other - 2, other - 1),
+    let usual = (PRIORITY_MARK, PRIORITY_IIF, PRIORITY_FROM);
+    let (mark, iif, from) = match facts.rule_before {
+        Some(other) if other >= 4 => (other - 3, other - 2, other - 1),
         Some(other) if !tables.is_empty() => {
             warnings.push(format!(
                 "a rule of priority {other} leaves no room for ours before it; give it a higher number than {PRIORITY_FROM}"
             ));
-            (PRIORITY_IIF, PRIORITY_FROM)
+            usual
         }
-        _ => (PRIORITY_IIF, PRIORITY_FROM),
+        _ => usual,
     };
+    let marked = |family, of, table| Rule { priority: mark, family, selector: Selector::Mark(of), table };
+    if config.publishes_beside_main() {
+        rules.extend(families(facts).map(|family| marked(family, marks::back_by_main(interface), TABLE_MAIN)));
+    }
     for (&table, name) in tables {
-        for family in families(facts) {
-            rules.insert(Rule { priority: iif, family, selector: Selector::Iif(name.clone()), table });
+        let bridge = config.host.bridges.iter().find(|bridge| bridge.name == *name);
+        let sources: BTreeSet<IpNet> = match bridge {
+            Some(bridge) => bridge.subnets.iter().map(IpNet::trunc).collect(),
+            None => config.chained().flat_map(Peer::networks).collect(),
+        };
+        if bridge.is_some() {
+            let selector = Selector::Iif(name.clone());
+            rules.extend(families(facts).map(|family| Rule {
+                priority: iif,
+                family,
+                selector: selector.clone(),
+                table,
+            }));
+        } else if config.answers_need_marks() {
+            rules.extend(families(facts).map(|family| marked(family, marks::back_into_tunnel(interface), table)));
         }
-        let subnets =
-            config.host.bridges.iter().filter(|bridge| bridge.name == *name).flat_map(|bridge| &bridge.subnets);
-        for net in subnets.filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
-            let selector = Selector::From(net.trunc());
-            rules.insert(Rule { priority: from, family: Family::of(net), selector, table });
+        for net in sources.into_iter().filter(|net| facts.ipv6 || net.addr().is_ipv4()) {
+            let to = bridge.map(|_| Selector::To(net));
+            for selector in std::iter::once(Selector::From(net)).chain(to) {
+                rules.insert(Rule { priority: from, family: Family::of(&net), selector, table });
+            }
         }
     }
     rules
@@ -99,11 +134,12 @@ fn main(config: &Config, facts: &HostFacts, ipv6: bool, routes: &mut Table, warn
     }
 }
 
-/// The table of one egress bridge.
-fn egress(
+/// A table that needs no main to fall through to: local bridges, the mesh and, if `everything` is to go there, a
+/// default through the tunnel.
+fn complete(
     config: &Config,
     facts: &HostFacts,
-    bridge: &Bridge,
+    everything: bool,
     table: u32,
     ipv6: bool,
     routes: &mut Table,
@@ -130,14 +166,11 @@ fn egress(
     let tunnel = through(&config.host.interface);
     let mut networks = mesh_networks(config);
     networks.extend(remote_networks(config));
-    if matches!(bridge.egress, Egress::Peer(_)) {
+    if everything {
         networks.extend(families(facts).map(Family::everything));
     }
     for net in networks.into_iter().filter(|net| ipv6 || net.addr().is_ipv4()) {
         insert(routes, table, net, tunnel.clone());
-    }
-    for net in &bridge.allow {
-        allow(config, facts, bridge, net.trunc(), table, routes, warnings);
     }
 }
 
@@ -157,6 +190,13 @@ fn allow(
         warnings.push(format!("bridge {name}: allow = {net} is left out: it would undo egress = {}", bridge.egress));
         return;
     }
+    if !copy(config, facts, net, table, routes) {
+        warnings.push(format!("bridge {name}: no route leads to {net} of allow: it stays closed"));
+    }
+}
+
+/// Copies from main what leads into a network. Whether there is anything.
+fn copy(config: &Config, facts: &HostFacts, net: IpNet, table: u32, routes: &mut Table) -> bool {
     let usable =
         |device: &&String| **device != config.host.interface && (net.addr().is_ipv4() || ipv6_on(facts, device));
     let within = facts.main.iter().filter(|route| net.contains(&route.destination) && route.destination != net);
@@ -168,9 +208,7 @@ fn allow(
             found = true;
         }
     }
-    if !found {
-        warnings.push(format!("bridge {name}: no route leads to {net} of allow: it stays closed"));
-    }
+    found
 }
 
 fn ipv6_on(facts: &HostFacts, device: &str) -> bool {

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ROUTE_PROTOCOL, TABLE_MAIN, tables};
+use super::firewalls::{Exception, Position};
+use super::{ROUTE_PROTOCOL, TABLE_MAIN, marks, tables};
 use crate::config::EVERYTHING;
 
 /// What the kernel should hold.
@@ -20,7 +21,7 @@ pub struct DesiredState {
     pub addresses: BTreeSet<IpNet>,
     /// In our tables and, through the tunnel, in main.
     pub routes: BTreeSet<Route>,
-    /// Into our tables.
+    /// Into our tables, and by our marks into main.
     pub rules: BTreeSet<Rule>,
     /// `None` when no bridge needs one.
     pub guard: Option<NftTable>,
@@ -28,7 +29,11 @@ pub struct DesiredState {
     pub filter: Option<NftTable>,
     /// Values by key.
     pub sysctls: BTreeMap<SysctlKey, String>,
-    /// Table numbers to the bridges that they serve.
+    /// In other firewalls' chains, and where.
+    pub exceptions: BTreeMap<Exception, Position>,
+    /// Interfaces in firewalld's zone [`firewalls::ZONE`](super::firewalls::ZONE).
+    pub zones: BTreeSet<String>,
+    /// Table numbers to the bridges that they serve; the one for answers to publishing peers has the tunnel's name.
     pub tables: BTreeMap<u32, String>,
 }
 
@@ -41,7 +46,7 @@ pub struct ActualState {
     pub addresses: BTreeSet<IpNet>,
     /// All of our tables; of main what carries our protocol number on the tunnel's device.
     pub routes: BTreeSet<Route>,
-    /// Those into our tables at our priorities.
+    /// Those into our tables at our priorities, and those by our marks.
     pub rules: BTreeSet<Rule>,
     /// The guard.
     pub guard: NftActual,
@@ -49,6 +54,10 @@ pub struct ActualState {
     pub filter: NftActual,
     /// Those that are desired or in the journal.
     pub sysctls: BTreeMap<SysctlKey, Sysctl>,
+    /// Ours in other firewalls' chains, and whether they stand where they work.
+    pub exceptions: BTreeMap<Exception, bool>,
+    /// Interfaces that we put into firewalld's zone.
+    pub zones: BTreeSet<String>,
 }
 
 /// An IP version.
@@ -95,6 +104,8 @@ pub enum NextHop {
     },
     /// Back to the sender.
     Unreachable,
+    /// Nowhere, in silence.
+    Blackhole,
     /// A route in a table of ours that somebody else made; never desired.
     Foreign,
 }
@@ -119,6 +130,10 @@ pub enum Selector {
     Iif(String),
     /// Those from this network.
     From(IpNet),
+    /// Those to this network.
+    To(IpNet),
+    /// Those with this mark in the bits of [`marks::MASK`].
+    Mark(u32),
 }
 
 /// An nft table of family `inet`.
@@ -195,7 +210,7 @@ impl NextHop {
     pub fn device(&self) -> Option<&String> {
         match self {
             Self::Device { device, .. } => Some(device),
-            Self::Unreachable | Self::Foreign => None,
+            Self::Unreachable | Self::Blackhole | Self::Foreign => None,
         }
     }
 }
@@ -210,8 +225,10 @@ impl Route {
     pub(super) fn command(&self, verb: &str) -> String {
         let family = Family::of(&self.destination);
         let mut words = vec![format!("ip{} route {verb}", family.flag())];
-        if self.next_hop == NextHop::Unreachable {
-            words.push("unreachable".to_owned());
+        match self.next_hop {
+            NextHop::Unreachable => words.push("unreachable".to_owned()),
+            NextHop::Blackhole => words.push("blackhole".to_owned()),
+            _ => {}
         }
         let everything = self.destination.prefix_len() == 0;
         words.push(if everything { "default".to_owned() } else { self.destination.to_string() });
@@ -245,8 +262,11 @@ impl Rule {
         let selector = match &self.selector {
             Selector::Iif(device) => format!("iif {device}"),
             Selector::From(net) => format!("from {net}"),
+            Selector::To(net) => format!("to {net}"),
+            Selector::Mark(mark) => format!("fwmark {mark:#x}/{:#x}", marks::MASK),
         };
-        let (flag, priority, table) = (self.family.flag(), self.priority, self.table);
+        let (flag, priority) = (self.family.flag(), self.priority);
+        let table = if self.table == TABLE_MAIN { "main".to_owned() } else { self.table.to_string() };
         format!("ip{flag} rule {verb} pref {priority} {selector} lookup {table} protocol kernel")
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn sysctls(config: &Config, facts: &HostFacts, exits: &Exits, ipv6: b
         // No peer, not even the exit, may give this host routes.
         sysctls.extend([tunnel(Family::V4, "accept_redirects")]);
     }
+    sysctls.extend(valid_marks(config, facts, exits));
     devices.retain(|device| facts.ipv6 && facts.links.get(*device).is_some_and(|link| link.ipv6));
     if devices.contains(host.interface.as_str()) {
         sysctls.extend([tunnel(Family::V6, "accept_redirects"), tunnel(Family::V6, "accept_ra")]);
@@ -46,6 +47,15 @@ pub(super) fn sysctls(config: &Config, facts: &HostFacts, exits: &Exits, ipv6: b
         }
     }
     sysctls
+}
+
+/// Strict reverse-path filtering asks for the way back by mark on these interfaces alone: what a peer publishes comes out of
+/// the tunnel, what this host publishes to an egress bridge comes in by the exit.
+fn valid_marks(config: &Config, facts: &HostFacts, exits: &Exits) -> BTreeMap<SysctlKey, String> {
+    let tunnel = config.answers_need_marks().then_some(&config.host.interface);
+    let exit = exits.of(Family::V4).filter(|_| config.publishes_beside_main());
+    let devices = tunnel.into_iter().chain(exit).filter(|device| facts.links.contains_key(*device));
+    devices.map(|device| (SysctlKey::new(Family::V4, device, "src_valid_mark"), "1".to_owned())).collect()
 }
 
 fn uses_ipv6(config: &Config) -> bool {

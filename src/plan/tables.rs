@@ -2,7 +2,8 @@
 //!
 //! A number must be the same at every start, so that what a crashed agent left is recognised, and differ between agents
 //! that share a network namespace. It is 8,800,000 plus FNV-1a 64 of `INTERFACE/BRIDGE` modulo 100,000. When two bridges of
-//! one configuration meet at a number, the one whose name sorts later takes the next free one.
+//! one configuration meet at a number, the one whose name sorts later takes the next free one. `INTERFACE/INTERFACE` is the
+//! table for what goes from the tunnel into it: what exit clients send on to another exit, answers to what peers publish.
 
 use std::collections::BTreeMap;
 
@@ -22,10 +23,13 @@ pub fn is_an_agents(table: u32) -> bool {
     (FIRST..FIRST + COUNT).contains(&table)
 }
 
-/// The tables of a configuration: number to bridge.
+/// The tables of a configuration: number to bridge, or to the tunnel for what goes back or on into it.
 pub fn of(config: &Config) -> BTreeMap<u32, String> {
+    let interface = config.host.interface.as_str();
     let bridges = config.host.bridges.iter().filter(|bridge| bridge.egress != Egress::Direct);
-    assign(bridges.map(|bridge| (bridge.name.as_str(), number(&config.host.interface, &bridge.name))))
+    let names = bridges.map(|bridge| bridge.name.as_str());
+    let tunnel = (config.chained().next().is_some() || config.answers_need_marks()).then_some(interface);
+    assign(names.chain(tunnel).map(|name| (name, number(interface, name))))
 }
 
 fn assign<'a>(bridges: impl Iterator<Item = (&'a str, u32)>) -> BTreeMap<u32, String> {

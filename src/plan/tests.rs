@@ -6,11 +6,15 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Protocol, Publish};
+use crate::config::{Allow, Bridge, Config, Egress, Exit, Host, Lan, Peer, PortRange, Protocol, Publish};
 use crate::key::PrivateKey;
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
+}
+
+fn allow(list: &[&str]) -> Vec<Allow> {
+    list.iter().map(|item| crate::config::allow(item).unwrap()).collect()
 }
 
 fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
@@ -49,23 +53,32 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }
 
-fn home() -> Config {
-    let vps = Egress::Peer("vps".to_owned());
+pub(super) fn home() -> Config {
+    let vps = Egress::Peers(vec!["vps".to_owned()]);
     let br0 = bridge(&["10.89.2.0/24", "fd89:2::/64"], vps, &["192.168.1.0/24"]);
     let peers = vec![peer("vps", &["10.88.0.1", "fd88::1"], &["10.89.1.0/24", "fd89:1::/64"])];
     config("home", &["10.88.0.2/24", "fd88::2/64"], vec![br0], peers)
 }
 
-fn vps() -> Config {
+pub(super) fn vps() -> Config {
     let br0 = bridge(&["10.89.1.0/24", "fd89:1::/64"], Egress::Direct, &[]);
-    let peers = vec![
-        peer("home", &["10.88.0.2", "fd88::2"], &["10.89.2.0/24", "fd89:2::/64"]),
-        peer("phone", &["10.88.0.3", "fd88::3"], &[]),
-    ];
-    let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], vec![br0], peers);
-    config.host.exit = Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None });
+    let home = peer("home", &["10.88.0.2", "fd88::2"], &["10.89.2.0/24", "fd89:2::/64"]);
+    let mut phone = peer("phone", &["10.88.0.3", "fd88::3"], &[]);
+    phone.client = true;
+    phone.allow = Some(allow(&["10.89.1.0/24", "fd89:1::/64", "10.89.2.10 tcp/443", "fd89:2::10 tcp/443"]));
+    let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], vec![br0], vec![home, phone]);
+    config.host.exit =
+        Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None, egress: Egress::Direct });
     let to = "10.89.2.10:443".parse().unwrap();
-    config.host.publish = vec![Publish { protocol: Protocol::Tcp, port: 443, to }];
+    config.host.publish = vec![Publish { protocol: Protocol::Tcp, ports: 443.into(), to }];
+    config
+}
+
+/// The same in the middle of a chain: what home and the phone send leaves by yet another exit.
+fn middle() -> Config {
+    let mut config = vps();
+    config.peers.push(peer("vps2", &["10.88.0.4", "fd88::4"], &[]));
+    config.host.exit.as_mut().unwrap().egress = Egress::Peers(vec!["vps2".to_owned()]);
     config
 }
 
@@ -84,11 +97,11 @@ fn facts(lan: &[&str], gateways: [&str; 2]) -> HostFacts {
     HostFacts { links, main, ipv6: true, force_forwarding: true, ..HostFacts::default() }
 }
 
-fn home_facts() -> HostFacts {
+pub(super) fn home_facts() -> HostFacts {
     facts(&["192.168.1.0/24"], ["192.168.1.1", "fe80::1"])
 }
 
-fn vps_facts() -> HostFacts {
+pub(super) fn vps_facts() -> HostFacts {
     facts(&["203.0.113.0/24", "2001:db8:1::/64"], ["203.0.113.1", "2001:db8:1::1"])
 }
 
@@ -111,9 +124,21 @@ fn the_home_server_of_the_example() {
     check("home.txt", &home(), &home_facts());
 }
 
+/// `docs/ARCHITECTURE.md` shows it.
+#[test]
+fn the_documentation_shows_the_plan_as_it_is() {
+    let read = |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    assert!(read("docs/ARCHITECTURE.md").contains(&read("src/plan/golden/home.txt")));
+}
+
 #[test]
 fn the_vps_of_the_example() {
     check("vps.txt", &vps(), &vps_facts());
+}
+
+#[test]
+fn the_middle_of_a_chain_lets_nothing_out_by_itself() {
+    check("middle.txt", &middle(), &vps_facts());
 }
 
 #[test]
@@ -136,6 +161,45 @@ fn a_host_with_a_lan_and_no_forced_forwarding() {
     check("home-lan.txt", &config, &facts);
 }
 
+/// Everything that publishing can ask for: ranges, both families, a bridge of its own that leaves elsewhere, a peer's address.
+fn publisher() -> Config {
+    let mut config = vps();
+    let br1 = bridge(&["10.89.9.0/24", "fd89:9::/64"], Egress::Peers(vec!["home".to_owned()]), &[]);
+    config.host.bridges.push(Bridge { name: "br1".to_owned(), ..br1 });
+    let publish = |protocol, first, last, to: &str| Publish {
+        protocol,
+        ports: PortRange { first, last },
+        to: to.parse().unwrap(),
+    };
+    config.host.publish = vec![
+        publish(Protocol::Tcp, 443, 443, "10.89.2.10:443"),
+        publish(Protocol::Tcp, 443, 443, "[fd89:2::10]:8443"),
+        publish(Protocol::Udp, 8000, 8010, "10.89.1.10:8000"),
+        publish(Protocol::Udp, 9000, 9002, "[fd89:9::10]:53"),
+        publish(Protocol::Tcp, 22, 22, "10.88.0.2:22"),
+    ];
+    config
+}
+
+#[test]
+fn a_publisher() {
+    let mut facts = vps_facts();
+    facts.links.insert("br1".to_owned(), Link { index: 5, up: true, ipv6: true, ..Link::default() });
+    check("publisher.txt", &publisher(), &facts);
+}
+
+#[test]
+fn the_tunnels_port_is_never_published() {
+    let mut config = publisher();
+    config.host.listen_port = 0;
+    let text = |running| {
+        let facts = HostFacts { listen_port: Some(running), ..vps_facts() };
+        desired(&config, &facts).0.filter.unwrap().text
+    };
+    assert!(text(8005).contains("udp dport 8005 return"));
+    assert!(!text(40000).contains("udp dport 40000"));
+}
+
 /// The state that results when all changes are made.
 fn reached(desired: &DesiredState) -> ActualState {
     let intact = |table: &Option<NftTable>| {
@@ -149,6 +213,8 @@ fn reached(desired: &DesiredState) -> ActualState {
         rules: desired.rules.clone(),
         guard: intact(&desired.guard),
         filter: intact(&desired.filter),
+        exceptions: desired.exceptions.keys().map(|exception| (exception.clone(), true)).collect(),
+        zones: desired.zones.clone(),
         sysctls: desired.sysctls.iter().map(|(key, value)| (key.clone(), sysctl(value))).collect(),
     }
 }
@@ -318,8 +384,15 @@ fn withholding_the_tunnel_keeps_egress_closed() {
 }
 
 #[test]
-fn a_direct_bridge_has_no_table_rule_or_guard() {
+fn a_direct_bridge_has_no_table_rule_or_guard_but_for_what_peers_publish() {
     let (state, _) = desired(&vps(), &vps_facts());
+    assert!(state.guard.is_none());
+    assert!(state.rules.iter().all(|rule| matches!(rule.selector, Selector::Mark(_))));
+    let mut config = vps();
+    config.peers.clear();
+    config.host.exit = None;
+    config.host.publish.clear();
+    let (state, _) = desired(&config, &vps_facts());
     assert!(state.tables.is_empty() && state.rules.is_empty() && state.guard.is_none());
     assert!(state.routes.iter().all(|route| route.table == TABLE_MAIN));
 }
@@ -335,7 +408,77 @@ fn the_port_range_leaves_the_tunnels_own_port_out() {
     assert!(text(2000, None).contains("udp masquerade to :2001-65535"));
     assert!(text(0, Some(40000)).contains("udp masquerade to :1024-39999"));
     assert!(!text(0, None).contains("masquerade to"));
-    assert!(!text(500, None).contains("masquerade to"));
+    // A client's own low port would be kept otherwise.
+    assert!(text(443, None).contains("udp masquerade to :1024-65535"));
+}
+
+#[test]
+fn what_does_not_fit_the_host_is_named() {
+    let warned = |config: &Config, change: &dyn Fn(&mut HostFacts)| {
+        let mut facts = home_facts();
+        change(&mut facts);
+        desired(config, &facts).1
+    };
+    let mut config = home();
+    let claim = |table| move |facts: &mut HostFacts| _ = facts.claimed.insert(("br0".to_owned(), table));
+    assert_eq!(warned(&config, &claim(tables::number("mesh0", "br0"))), [""; 0]);
+    assert_eq!(
+        warned(&config, &claim(tables::number("mesh1", "br0"))),
+        [
+            "bridge br0 is another agent's too: what both of them let pass passes, and nothing else; one of them has to let go"
+        ]
+    );
+    let over_bridge = |facts: &mut HostFacts| facts.main.last_mut().unwrap().device = Some("br0".to_owned());
+    assert_eq!(
+        warned(&config, &over_bridge),
+        [
+            "bridge br0 is also this host's own way out (IPv6 default route): all that comes in by it is taken for a container's"
+        ]
+    );
+    config.host.lans =
+        vec![Lan { subnet: nets(&["192.168.9.0/24"])[0], interface: "eth1".to_owned(), masquerade: true }];
+    assert_eq!(
+        warned(&config, &|_| ()),
+        ["[[lan]] interface eth1 does not exist yet: 192.168.9.0/24 is shared when it does"]
+    );
+}
+
+#[test]
+fn who_is_limited_goes_by_allow_and_who_is_trusted_by_default() {
+    let filter = |change: &dyn Fn(&mut Config)| {
+        let mut config = vps();
+        config.host.exit = None;
+        config.host.publish.clear();
+        change(&mut config);
+        desired(&config, &vps_facts()).0.filter.unwrap().text
+    };
+    let all = "\t\toifname { \"br0\", \"mesh0\" } accept\n";
+    assert!(filter(&|_| ()).contains(all));
+    // Of no trusted peer, nobody relays more than what the only host may reach.
+    let text = filter(&|config| config.peers[0].allow = Some(allow(&["10.89.1.10 tcp/80-81"])));
+    let item = "\t\toifname { \"br0\", \"mesh0\" } ip daddr 10.89.1.10 tcp dport 80-81 accept\n";
+    assert_eq!((text.contains(all), text.matches(item).count()), (false, 2), "{text}");
+    assert!(
+        text.contains("ip saddr vmap { 10.88.0.2 : goto peer-home, 10.89.2.0/24 : goto peer-home, 10.88.0.3"),
+        "{text}"
+    );
+    assert!(!text.contains("ip saddr { 10.88.0.2 } accept"), "{text}");
+    // `mesh` beside a service: as by default, and the service for its containers too.
+    let text = filter(&|config| config.peers[0].allow = Some(allow(&["mesh", "host tcp/53"])));
+    assert!(text.contains(all) && text.contains("ip saddr { 10.88.0.2 } accept"), "{text}");
+    assert!(text.contains("ip saddr { 10.88.0.2, 10.89.2.0/24 } tcp dport 53 accept"), "{text}");
+    // A client's `mesh` gives it no service of this host.
+    let text = filter(&|config| config.peers[1].allow = Some(allow(&["mesh"])));
+    assert!(!text.contains("peer-phone") && !text.contains("10.88.0.3"), "{text}");
+    // A larger network opens its part of a LAN and no more.
+    let text = filter(&|config| {
+        let subnet = nets(&["192.168.1.0/24"])[0];
+        config.host.lans = vec![Lan { subnet, interface: "eth1".to_owned(), masquerade: true }];
+        config.peers[1].allow = Some(allow(&["192.168.0.0/16 tcp/80", "192.168.1.9 udp/1"]));
+    });
+    for part in ["192.168.1.0/24 tcp dport 80", "192.168.1.9 udp dport 1"] {
+        assert!(text.contains(&format!("\t\toifname \"eth1\" ip daddr {part} accept\n")), "{text}");
+    }
 }
 
 #[test]

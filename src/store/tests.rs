@@ -37,7 +37,7 @@ fn what_was_written_is_read() {
         0o644,
     )
     .unwrap();
-    assert_eq!(load(dir.path()).unwrap().host.bridges[0].egress, Egress::Peer("vps".into()));
+    assert_eq!(load(dir.path()).unwrap().host.bridges[0].egress, Egress::Peers(vec!["vps".into()]));
     // Nothing hidden is left.
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
 }
@@ -99,6 +99,21 @@ fn a_key_of_another_kind_is_refused_and_never_waited_for() {
     assert!(!error.refused());
     assert_eq!(error.to_string(), format!("{}: not there", key.display()));
     assert_eq!(error.remedy().unwrap(), format!("(umask 077; meshd genkey > {})", key.display()));
+}
+
+#[test]
+fn what_every_user_may_write_is_refused() {
+    let dir = folder();
+    for path in [Layout(dir.path()).host(), Layout(dir.path()).peer("vps")] {
+        chmod(&path, 0o664);
+        load(dir.path()).unwrap();
+        chmod(&path, 0o646);
+        let error = load(dir.path()).unwrap_err();
+        assert!(error.refused());
+        assert_eq!(error.to_string(), format!("{}: every user may write it", path.display()));
+        assert_eq!(error.remedy().unwrap(), format!("chmod o-w {}", path.display()));
+        chmod(&path, 0o644);
+    }
 }
 
 #[test]

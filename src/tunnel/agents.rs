@@ -85,7 +85,7 @@ impl Agents {
         self.reader.register(context.waker());
         let slot = self.letters.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         slot.map_or(Poll::Pending, |Slot { peer, kind, answer, id, len, body }| {
-            Poll::Ready(Letter { peer, kind, answer, id, body: body[..len].to_vec() })
+            Poll::Ready(Letter { peer, kind, answer, id, body: body[..len].to_vec(), size: 0 })
         })
     }
 
@@ -110,6 +110,7 @@ impl Agents {
     ) -> bool {
         let Some(message) = Message::parse_packet(packet, peer.address, own) else { return false };
         if message.kind != Kind::Probe {
+            session.agent = true;
             return session.letters.take(LETTER, LETTERS, now).is_ok() && self.deliver(peer.key, &message);
         }
         let run = self.run.load();
@@ -159,11 +160,34 @@ impl Agents {
 impl Device {
     /// Seals a message to a peer's agent. False when the peer is not known or has no endpoint.
     pub fn say(&self, peer: &PublicKey, message: &Message<'_>, out: &mut Outbox, now: Instant) -> bool {
+        self.send(peer, message, |session, packet| session.say(packet, out, now))
+    }
+
+    /// The same for a message that is of use now or never: without a session it is dropped, and a session asked for.
+    pub fn knock(&self, peer: &PublicKey, message: &Message<'_>, out: &mut Outbox, now: Instant) -> bool {
+        self.send(peer, message, |session, packet| session.knock(packet, out, now))
+    }
+
+    fn send(&self, peer: &PublicKey, message: &Message<'_>, seal: impl FnOnce(&mut Session, &[u8]) -> bool) -> bool {
         let table = self.table.load();
         let Some(peer) = table.peers.get(peer).filter(|_| message.body.len() <= MAX_BODY) else { return false };
         let mut packet = [0; OVERHEAD + MAX_BODY];
         let len = message.write_packet(table.address, peer.address, &mut packet);
-        peer.lock().say(&packet[..len.next_multiple_of(PADDING)], out, now)
+        seal(&mut peer.lock(), &packet[..len.next_multiple_of(PADDING)])
+    }
+
+    /// Seals a letter; one with a size of its own in a packet as long as that, but no longer than the tunnel's.
+    pub fn post(&self, letter: &Letter, out: &mut Outbox, now: Instant) -> bool {
+        let message = letter.message();
+        if letter.size == 0 {
+            return self.say(&letter.peer, &message, out, now);
+        }
+        let table = self.table.load();
+        let Some(peer) = table.peers.get(&letter.peer).filter(|_| message.body.len() <= MAX_BODY) else { return false };
+        let size = letter.size.min(self.mtu.load(Ordering::Relaxed));
+        let mut packet = [0; MAX_LOAD];
+        let len = message.write_packet_of(usize::from(size).min(MAX_LOAD), table.address, peer.address, &mut packet);
+        peer.lock().say(&packet[..len], out, now)
     }
 
     /// Where a peer is reached now.

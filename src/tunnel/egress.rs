@@ -92,7 +92,9 @@ impl Beyond {
             let before = old.exits.get(&source.trunc());
             let gone = before.into_iter().flat_map(|exits| exits.peers.iter().map(|peer| (peer.key, now + AFTERMATH)));
             let former = before.into_iter().flat_map(|exits| exits.former.iter().copied()).chain(gone);
-            let former = former.filter(|(key, until)| *until > now && !keys.contains(key)).collect();
+            // Without exits the routes let nothing go on: what a former one brings now is what it publishes.
+            let denied = |(key, until): &(PublicKey, Instant)| !keys.is_empty() && *until > now && !keys.contains(key);
+            let former = former.filter(denied).collect();
             exits.insert(source.trunc(), Exits { peers: keys.iter().filter_map(&peer).collect(), former });
         }
         let bridges = local.bridges.iter().map(IpNet::trunc).collect();
@@ -209,9 +211,10 @@ impl Foreign {
         }
         self.noted = tuple;
         match (way, tuple) {
+            // Also of the usual exit: what it publishes stays with it when another one takes its place.
+            (Way::Usual | Way::Late, Some(tuple)) if tuple::is_syn(packet) => flows.delivered(tuple, peer.index),
             (Way::Usual, Some(tuple)) => flows.corrected(tuple, peer.index),
             (Way::Noted, Some(tuple)) => flows.delivered(tuple, peer.index),
-            (Way::Late, Some(tuple)) if tuple::is_syn(packet) => flows.delivered(tuple, peer.index),
             _ => {}
         }
         true

@@ -14,7 +14,7 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::packet::tuple::{Mark, Tuple, first_fragment};
+use crate::packet::tuple::{Mark, Tuple, first_fragment, is_syn};
 
 /// 128 KiB, of which the kernel gives what is written to.
 const SETS: usize = 1 << 13;
@@ -39,7 +39,8 @@ impl Default for Flows {
 impl Flows {
     /// The peer by which this packet goes back, if it answers what one delivered.
     pub(super) fn answered_by(&self, packet: &[u8]) -> Option<u32> {
-        if !self.used.load(Ordering::Relaxed) {
+        // Who asks for a connection answers nothing, though it be from a port whose last exchange is still remembered.
+        if !self.used.load(Ordering::Relaxed) || is_syn(packet) {
             return None;
         }
         // An error is about what came in.

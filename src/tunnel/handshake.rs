@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -12,6 +12,7 @@ use boringtun::noise::{Packet, Tunn};
 
 use super::batch::{Outbox, Path};
 use super::gate::Verdict;
+use super::knocks::{KnockCause, Knocks};
 use super::peer::Peer;
 use super::table::Table;
 use super::{lock, message};
@@ -102,7 +103,7 @@ impl Waiting {
     /// worth an answer.
     pub(super) fn answer(
         &self,
-        from: &Handshakes,
+        (from, knocks): (&Handshakes, &Knocks),
         table: &Table,
         out: &mut Outbox,
         now: Instant,
@@ -120,7 +121,12 @@ impl Waiting {
                     out.commit(len, u32::MAX, *path, 0);
                     return true;
                 }
-                Verdict::Drop => return false,
+                Verdict::Drop => {
+                    if kind == Some(message::HANDSHAKE_INITIATION) && message.len() == LONGEST {
+                        knocks.note(KnockCause::WrongKey, None, path.remote, now);
+                    }
+                    return false;
+                }
             }
         }
         let mut take = |peer: &Peer, out: &mut Outbox| {
@@ -132,18 +138,32 @@ impl Waiting {
             }
             taken
         };
+        // What became of it, for those who wonder.
+        let note = |peer: &Peer, taken: Result<(), Option<KnockCause>>| {
+            match taken {
+                Ok(()) if kind != Some(message::COOKIE_REPLY) => knocks.settle(&peer.key, path.remote),
+                Err(Some(cause)) => knocks.note(cause, Some(peer.key), path.remote, now),
+                _ => {}
+            }
+            taken.is_ok()
+        };
         if kind != Some(message::HANDSHAKE_INITIATION) {
-            return message::receiver(message)
-                .and_then(|index| table.receiver(index))
-                .is_some_and(|peer| take(peer, out));
+            let peer = message::receiver(message).and_then(|index| table.receiver(index));
+            return peer.is_some_and(|peer| note(peer, take(peer, out)));
         }
         // Whose initiation it is costs a Diffie-Hellman, of five in all, to find out. Most come from where the last one
         // came from; boringtun refuses those of another peer before it changes anything.
-        if self.guess.and_then(|index| table.peer(index)).is_some_and(|peer| take(peer, out)) {
-            return true;
+        if let Some(peer) = self.guess.and_then(|index| table.peer(index))
+            && take(peer, out).is_ok()
+        {
+            return note(peer, Ok(()));
         }
-        let Some(peer) = initiator(table, message) else { return false };
-        let taken = take(peer, out);
+        let Some(key) = initiator(table, message) else { return false };
+        let Some(peer) = table.peers.get(&key) else {
+            knocks.note(KnockCause::UnknownKey, Some(key), path.remote, now);
+            return false;
+        };
+        let taken = note(peer, take(peer, out));
         if taken {
             from.learn(path.remote, peer.index);
         }
@@ -152,9 +172,9 @@ impl Waiting {
 }
 
 /// Who sent this initiation, by the static key that is sealed in it.
-fn initiator<'t>(table: &'t Table, message: &[u8]) -> Option<&'t Arc<Peer>> {
+fn initiator(table: &Table, message: &[u8]) -> Option<PublicKey> {
     let Packet::HandshakeInit(initiation) = Tunn::parse_incoming_packet(message).ok()? else { return None };
     let (private_key, public_key) = (table.private_key.to_dalek(), table.public_key.to_dalek());
     let half = parse_handshake_anon(&private_key, &public_key, &initiation).ok()?;
-    table.peers.get(&PublicKey::from_bytes(half.peer_static_public).ok()?)
+    PublicKey::from_bytes(half.peer_static_public).ok()
 }

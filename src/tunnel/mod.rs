@@ -23,6 +23,7 @@ mod egress;
 mod flows;
 mod gate;
 mod handshake;
+mod knocks;
 mod message;
 mod peer;
 mod table;
@@ -42,6 +43,7 @@ use ipnet::IpNet;
 pub use agents::Agents;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 pub use egress::{Egress, Local};
+pub use knocks::{Knock, KnockCause};
 
 use crate::channel::address;
 use crate::config::EVERYTHING;
@@ -53,6 +55,7 @@ use egress::{Beyond, Foreign};
 use flows::Flows;
 use gate::Gate;
 use handshake::Handshakes;
+use knocks::Knocks;
 use peer::{Opened, Peer, Session, Unsealed};
 use table::Table;
 
@@ -100,6 +103,8 @@ pub struct PeerSnapshot {
     pub unanswered: Duration,
     /// When the last authenticated packet came.
     pub heard: Option<Instant>,
+    /// Whether its agent has ever written to this one.
+    pub agent: bool,
 }
 
 /// How a peer fares.
@@ -147,6 +152,7 @@ pub struct Device {
     copied: AtomicU8,
     handshakes: Handshakes,
     flows: Flows,
+    knocks: Knocks,
     /// Why packets were dropped.
     pub drops: Drops,
     /// What agents say to this one.
@@ -164,6 +170,7 @@ impl Device {
             copied: ecn::MASK.into(),
             handshakes: Handshakes::default(),
             flows: Flows::default(),
+            knocks: Knocks::default(),
             drops: Drops::default(),
             agents: Agents::default(),
         }
@@ -234,7 +241,7 @@ impl Device {
     /// block, is called where packets that waited for a session are not to be overtaken.
     pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime, send: impl FnMut(&mut Outbox)) -> bool {
         let Some(waiting) = self.handshakes.next(now) else { return false };
-        if !waiting.answer(&self.handshakes, &self.table.load(), out, now, wall, send) {
+        if !waiting.answer((&self.handshakes, &self.knocks), &self.table.load(), out, now, wall, send) {
             count(&self.drops.refused);
         }
         true
@@ -335,10 +342,16 @@ impl Device {
             let mut snapshot = snapshot(&peer.lock(), now);
             if table.beyond.is_exit(&peer.key) {
                 snapshot.settings.allowed_ips.extend(EVERYTHING);
+                snapshot.settings.allowed_ips.sort();
             }
             snapshot
         };
         table.peers.values().map(snapshot).collect()
+    }
+
+    /// Handshakes that came to nothing lately, the latest first.
+    pub fn knocks(&self, now: Instant) -> Vec<Knock> {
+        self.knocks.list(now)
     }
 
     /// Whose allowed IPs contain `addr` most specifically.
@@ -472,6 +485,7 @@ fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
         state: session.state(now),
         unanswered: session.unanswered(now),
         heard: session.heard(),
+        agent: session.agent,
     }
 }
 

@@ -8,11 +8,12 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
-use super::{PeerSettings, PeerState, message};
+use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
 use crate::key::{PrivateKey, PublicKey};
 
@@ -37,6 +38,8 @@ pub(super) struct Session {
     path: Option<Path>,
     /// For letters to this agent.
     pub(super) letters: Allowance,
+    /// There was one.
+    pub(super) agent: bool,
     rx_bytes: u64,
     tx_bytes: u64,
     latest_handshake: Option<SystemTime>,
@@ -89,6 +92,7 @@ impl Peer {
             path: settings.endpoint.map(|remote| Path { remote, local: None }),
             settings,
             letters: Allowance::new(),
+            agent: false,
             rx_bytes: 0,
             tx_bytes: 0,
             latest_handshake: None,
@@ -164,6 +168,21 @@ impl Session {
         self.tunn.time_since_last_handshake().is_some()
     }
 
+    /// Seals a packet of this agent's own that is to be answered at once, or without a session asks for one. False when
+    /// it goes nowhere.
+    pub(super) fn knock(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        if self.has_session() {
+            return self.say(packet, out, now);
+        }
+        let Some(path) = self.path else { return false };
+        let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(out.spare(), false) else {
+            return false;
+        };
+        let sent = Sent::of(datagram);
+        self.commit(&sent, path, out, now);
+        true
+    }
+
     /// Seals a packet of this agent's own. False when it goes nowhere.
     #[inline(never)]
     pub(super) fn say(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
@@ -230,6 +249,9 @@ impl Session {
     }
 
     /// Takes a handshake or cookie message whose macs were checked. The answer and what waited for a session go out.
+    ///
+    /// # Errors
+    /// When it was not worth an answer; why, where that tells anything.
     pub(super) fn handshake(
         &mut self,
         datagram: &[u8],
@@ -237,12 +259,18 @@ impl Session {
         out: &mut Outbox,
         now: Instant,
         wall: SystemTime,
-    ) -> bool {
+    ) -> Result<(), Option<KnockCause>> {
         let sent = match self.tunn.decapsulate(None, datagram, out.spare()) {
             TunnResult::WriteToNetwork(answer) => Sent::of(answer),
             // A cookie proves nothing about who sent it: neither counted nor followed.
-            TunnResult::Done => return true,
-            _ => return false,
+            TunnResult::Done => return Ok(()),
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => return Err(Some(KnockCause::Replayed)),
+            TunnResult::Err(WireGuardError::InvalidAeadTag)
+                if message::kind(datagram) == Some(message::HANDSHAKE_RESPONSE) =>
+            {
+                return Err(Some(KnockCause::Undecryptable));
+            }
+            _ => return Err(None),
         };
         self.authenticated(datagram.len(), path, now);
         if sent.kind == message::HANDSHAKE_RESPONSE {
@@ -251,7 +279,7 @@ impl Session {
             self.established(wall);
         }
         self.commit(&sent, path, out, now);
-        true
+        Ok(())
     }
 
     /// Puts what waited for a session into `out`, once there is one. Whether that was anything.

@@ -6,9 +6,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::PORT;
 use super::netns::Namespace;
+
+/// For reading what is queued when it ends.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// What was seen so far.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +79,7 @@ impl Drop for Capture {
 
 fn watch(socket: i32, marker: &[u8], stop: &AtomicBool, seen: &Mutex<Seen>) {
     let mut frame = vec![0; 1 << 17];
+    let mut end = None;
     loop {
         // Read before the socket, so that what came before the stop is still counted.
         let stopping = stop.load(Ordering::Acquire);
@@ -84,6 +89,10 @@ fn watch(socket: i32, marker: &[u8], stop: &AtomicBool, seen: &Mutex<Seen>) {
             }
             continue;
         };
+        // Where traffic never pauses, what is queued now must do.
+        if stopping && *end.get_or_insert_with(|| Instant::now() + DRAIN) < Instant::now() {
+            return;
+        }
         let frame = &frame[..len];
         let in_the_clear = !marker.is_empty() && frame.windows(marker.len()).any(|window| window == marker);
         let mut seen = seen.lock().expect("no panic under this lock");
@@ -132,6 +141,7 @@ fn classify(frame: &[u8]) -> Class {
             let payload = &packet[at..];
             match (next, payload.first()) {
                 (58, Some(130..=137 | 143)) => Class::Neighbour,
+                (58, _) if refuses_the_tunnel6(payload) => Class::Neighbour,
                 (17, _) => udp(payload, [546, 547], &flow),
                 _ => leak(format!("{flow} protocol {next}")),
             }
@@ -144,6 +154,15 @@ fn classify(frame: &[u8]) -> Class {
 fn refuses_the_tunnel(icmp: &[u8]) -> bool {
     let quoted = match icmp {
         [3, 3, _, _, _, _, _, _, ip @ ..] if ip.len() >= 20 && ip[9] == 17 => ip.get(usize::from(ip[0] & 0xf) * 4..),
+        _ => None,
+    };
+    quoted.is_some_and(|datagram| matches!(udp(datagram, [0, 0], ""), Class::Tunnel(_)))
+}
+
+/// The same over IPv6.
+fn refuses_the_tunnel6(icmp: &[u8]) -> bool {
+    let quoted = match icmp {
+        [1, 4, _, _, _, _, _, _, ip @ ..] if ip.len() >= 40 && ip[6] == 17 => ip.get(40..),
         _ => None,
     };
     quoted.is_some_and(|datagram| matches!(udp(datagram, [0, 0], ""), Class::Tunnel(_)))

@@ -75,6 +75,11 @@ impl Host {
         self.dir.join("run").join(file)
     }
 
+    /// A file in the state folder.
+    pub fn state_file(&self, file: &str) -> PathBuf {
+        self.dir.join("state").join(file)
+    }
+
     /// A file of the configuration as text.
     pub fn read(&self, file: &str) -> String {
         let path = self.config(file);

@@ -5,11 +5,14 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod capture;
+pub mod firewalls;
 pub mod host;
 pub mod nat;
 pub mod netns;
 pub mod other;
+pub mod phone;
 pub mod sequence;
+pub mod services;
 pub mod snapshot;
 pub mod strangers;
 pub mod traffic;
@@ -129,6 +132,72 @@ impl Lab {
             &format!("public_key = \"{}\"\naddresses = [\"10.88.0.{number}\"]\n", key.public_key()),
         );
         host
+    }
+
+    /// One more container, at 10.89.`number`.10 and fd89:`number`::10 on a bridge of its own, `br` and the number.
+    pub fn attach_bridge(&self, host: &Host, name: &str, number: u8) -> Namespace {
+        self.bridge(host, &format!("br{number}"), name, number)
+    }
+
+    fn bridge(&self, host: &Host, bridge: &str, container: &str, number: u8) -> Namespace {
+        let (id, number) = (self.topology.id.as_str(), number.to_string());
+        let status =
+            Topology::script().args(["bridge", id, host.name, bridge, container, &number]).status().expect("bash");
+        assert!(status.success(), "tests/lab/topology.sh bridge {id} {bridge}: {status}");
+        Namespace::open(&self.topology.namespace(container))
+    }
+
+    /// One more bridge at home, as home's agent is to know it too, with this container on it: 10.89.`number`.10.
+    pub fn add_bridge(&self, bridge: &str, container: &str, number: u8, egress: &str) -> Namespace {
+        let namespace = self.bridge(&self.home, bridge, container, number);
+        let subnets = format!("\"10.89.{number}.0/24\", \"fd89:{number}::/64\"");
+        let file = self.home.read("meshd.toml");
+        self.home.write(
+            "meshd.toml",
+            &format!("{file}\n[[bridge]]\nname = \"{bridge}\"\nsubnets = [{subnets}]\negress = {egress}\n"),
+        );
+        self.vps.replace("peers/home.toml", "subnets = [", &format!("subnets = [{subnets}, "));
+        namespace
+    }
+
+    /// One more exit for home on the internet, 198.18.`number`.2 and 2001:db8:`number`::2, from 100 on. Not started.
+    pub fn add_exit(&self, name: &'static str, number: u8) -> Host {
+        let exit = self.add_host(name, number);
+        let host = exit.read("meshd.toml");
+        exit.write("meshd.toml", &format!("{host}\n[exit]\npeers = [\"home\"]\n"));
+        exit.write("peers/home.toml", &self.vps.read("peers/home.toml"));
+        self.home.write(
+            &format!("peers/{name}.toml"),
+            &format!(
+                "public_key = \"{}\"\nendpoint = \"198.18.{number}.2:{PORT}\"\n\
+                 addresses = [\"10.88.0.{number}\", \"fd88::{number}\"]\npersistent_keepalive = 25\n",
+                exit.public_key()
+            ),
+        );
+        exit
+    }
+
+    /// One more container on a host's bridge: 10.89.`subnet`.11 and fd89:`subnet`::11.
+    pub fn add_container(&self, host: &Host, name: &str, subnet: u8) -> Namespace {
+        let (path, owner) = (self.topology.namespace(name), host.name());
+        let full = path.file_name().expect("a name").to_string_lossy();
+        // In the mount namespace of the test, unlike what the host runs.
+        for line in [
+            format!("netns add {full}"),
+            format!("link add {name} netns {owner} type veth peer name eth0 netns {full}"),
+            format!("-n {owner} link set {name} master br0 up"),
+        ] {
+            let status = Command::new("ip").args(line.split(' ')).status().expect("ip");
+            assert!(status.success(), "ip {line}: {status}");
+        }
+        let container = Namespace::open(&path);
+        container.run(&format!(
+            "ip link set lo up && ip link set eth0 up && ip address add 10.89.{subnet}.11/24 dev eth0 && \
+             ip address add fd89:{subnet}::11/64 dev eth0 nodad && ip route add default via 10.89.{subnet}.1 && \
+             ip route add default via fd89:{subnet}::1"
+        ));
+        wait_for(format!("{owner} reaches {name}"), secs(5), || host.ping(&format!("fd89:{subnet}::11")).then_some(()));
+        container
     }
 
     /// A place for a test's own files.

@@ -12,7 +12,8 @@ const COMMANDS: &[&str] = &[
     "ip address",
     // The timers of bridges tick.
     "ip -d link | sed -E 's/[a-z_]+_timer +[0-9.]+ ?//g'",
-    "nft list ruleset",
+    // Without counters.
+    "nft -s list ruleset",
     "grep -rs '' /proc/sys/net/ipv4 | sort",
     "grep -rs '' /proc/sys/net/ipv6 | sort",
     "ls -l /run/wireguard",

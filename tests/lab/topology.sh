@@ -3,7 +3,8 @@
 #
 #   topology.sh up ID DIR      vps, home behind its ISP's NAT, an internet, a container on each bridge
 #   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1 and 2001:db8:3::1, home .2 and ::2
-#   topology.sh host ID DIR NAME N   one more host for `up`, on the internet at 198.18.N.2
+#   topology.sh host ID DIR NAME N   one more host for `up`, on the internet at 198.18.N.2 and 2001:db8:N::2
+#   topology.sh bridge ID HOST BRIDGE NAME N   one more bridge on a host, with the container NAME at 10.89.N.10
 #   topology.sh down ID        kill what runs in the namespaces of ID and delete them
 #   topology.sh sweep          the same for every lab whose owner died
 #   topology.sh list [WORD]    the IDs that exist, those with WORD in them
@@ -48,16 +49,17 @@ hold() {
     disown
 }
 
-# A host's bridge with the container $1 on it; $2 tells the subnets apart.
+# A host's bridge $3, or br0, with the container $1 on it; $2 tells the subnets apart.
 bridge() {
+    local name=${3:-br0}
     cat <<END
 link set lo up
-link add br0 type bridge mcast_snooping 0
-link set $1 master br0
+link add $name type bridge mcast_snooping 0
+link set $1 master $name
 link set $1 up
-link set br0 up
-address add 10.89.$2.1/24 dev br0
-address add fd89:$2::1/64 dev br0 nodad
+link set $name up
+address add 10.89.$2.1/24 dev $name
+address add fd89:$2::1/64 dev $name nodad
 END
 }
 
@@ -184,13 +186,26 @@ END
     ip -netns "$ns-internet" -batch - <<END &
 link set $name up
 address add 198.18.$number.1/24 dev $name
+address add 2001:db8:$number::1/64 dev $name nodad
 END
     configure "$ns-$name" 0 <<END &
 link set lo up
 link set eth0 up
 address add 198.18.$number.2/24 dev eth0
+address add 2001:db8:$number::2/64 dev eth0 nodad
 route add default via 198.18.$number.1
+route add default via 2001:db8:$number::1
 END
+}
+
+one_bridge() {
+    ip -batch - <<END
+netns add $ns-$name
+link add eth0 netns $ns-$name type veth peer name $name netns $ns-$host
+END
+    bridge "$name" "$number" "$interface" | ip -netns "$ns-$host" -batch -
+    ip netns exec "$ns-$host" bash -euc 'echo 1 >"/proc/sys/net/ipv4/conf/$1/rp_filter"' rp "$interface"
+    container "$number" | configure "$ns-$name" 0
 }
 
 # Waits for the background jobs of the command; fails when one of them did. The hosts that it made are its arguments.
@@ -247,8 +262,15 @@ host)
     jobs_started=$(jobs -p)
     settle "$name"
     ;;
+bridge)
+    host=${3:?a host}
+    interface=${4:?a bridge}
+    name=${5:?a name}
+    number=${6:?a number}
+    one_bridge
+    ;;
 down) down "${id:?an ID}" ;;
 sweep) sweep ;;
 list) ids | { grep -F -- "$id" || true; } ;;
-*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | down ID | sweep | list [WORD]" ;;
+*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | bridge ID HOST BRIDGE NAME N | down ID | sweep | list [WORD]" ;;
 esac

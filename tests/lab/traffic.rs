@@ -61,14 +61,77 @@ fn answer(client: TcpStream, address: IpAddr) -> io::Result<()> {
 
 /// The address under which a web server sees this namespace; an error when it cannot be reached within a second.
 pub fn seen_by(from: &Namespace, server: &str) -> io::Result<String> {
-    let address = SocketAddr::new(server.parse().expect("an address"), 80);
-    let mut stream = from.within(|| TcpStream::connect_timeout(&address, secs(1)))?;
+    seen_at(from, SocketAddr::new(server.parse().expect("an address"), 80))
+}
+
+/// The same for a server on any port.
+pub fn seen_at(from: &Namespace, server: SocketAddr) -> io::Result<String> {
+    let mut stream = from.within(|| TcpStream::connect_timeout(&server, secs(1)))?;
     stream.set_read_timeout(Some(secs(2)))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n")?;
     let mut response = String::new();
     stream.read_to_string(&mut response)?;
     let body = response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
     body.ok_or_else(|| io::Error::other(response))
+}
+
+/// Answers each datagram with the client's address.
+pub struct Echo {
+    socket: Arc<UdpSocket>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    /// Listens on all addresses of both families.
+    pub fn start(namespace: &Namespace, port: u16) -> Self {
+        let socket = Arc::new(namespace.within(|| UdpSocket::bind(("::", port))).expect("bind the UDP server"));
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (socket, stop) = (Arc::clone(&socket), Arc::clone(&stop));
+            move || {
+                let mut buffer = [0; 2048];
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok((_, client)) = socket.recv_from(&mut buffer) {
+                        let _ = socket.send_to(client.ip().to_canonical().to_string().as_bytes(), client);
+                    }
+                }
+            }
+        });
+        Self { socket, stop, thread: Some(thread) }
+    }
+
+    /// The address under which such a server sees this namespace; an error when none answers within a second.
+    pub fn ask(from: &Namespace, server: SocketAddr) -> io::Result<String> {
+        let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = from.within(|| UdpSocket::bind(any))?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(secs(1)))?;
+        socket.send(b"who am I")?;
+        let mut buffer = [0; 64];
+        let len = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    }
+
+    /// Sends from the server's own port what nobody asked for.
+    pub fn speak(&self, payload: &[u8], to: SocketAddr) {
+        let to = match to {
+            SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            v6 @ SocketAddr::V6(_) => v6,
+        };
+        // Refusals are the point: nothing depends on the result.
+        let _ = self.socket.send_to(payload, to);
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What ping(8) counted.
@@ -227,8 +290,13 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Starts them.
+    /// Starts them, as fast as they find a leak that lasts milliseconds.
     pub fn start(from: &Namespace) -> Self {
+        Self::every(from, Duration::from_millis(2))
+    }
+
+    /// Starts them with this pause between datagrams; other probes are rarer.
+    pub fn every(from: &Namespace, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let socket = from.within(|| UdpSocket::bind("[::]:0")).expect("bind");
         let udp = std::thread::spawn({
@@ -241,7 +309,7 @@ impl Probes {
                         // Refusals are the point: nothing depends on the result.
                         let _ = socket.send_to(MARKER, target);
                     }
-                    std::thread::sleep(Duration::from_millis(2));
+                    std::thread::sleep(pause);
                 }
             }
         });
@@ -253,13 +321,13 @@ impl Probes {
             threads.push(from.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let _ = TcpStream::connect_timeout(&address, Duration::from_millis(50));
-                    std::thread::sleep(Duration::from_millis(5));
+                    std::thread::sleep(pause * 5 / 2);
                 }
             }));
         }
         let pings = [WEB, WEB6].map(|server| {
             from.command("ping")
-                .args(["-nq", "-i", "0.01", server])
+                .args(["-nq", "-i", &(5 * pause).as_secs_f64().to_string(), server])
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()

@@ -183,7 +183,7 @@ pub fn home() -> Config {
     let br0 = Bridge {
         name: "br0".to_owned(),
         subnets: nets(&["10.89.2.0/24", "fd89:2::/64"]),
-        egress: Egress::Peer("vps".to_owned()),
+        egress: Egress::Peers(vec!["vps".to_owned()]),
         allow: nets(&["192.168.1.0/24"]),
     };
     let vps = peer("vps", &["10.88.0.1", "fd88::1"], &["10.89.1.0/24", "fd89:1::/64"]);
@@ -203,8 +203,9 @@ pub fn vps() -> Config {
         peer("phone", &["10.88.0.3", "fd88::3"], &[]),
     ];
     let mut config = config("vps", &["10.88.0.1/24", "fd88::1/64"], br0, peers);
-    config.host.exit = Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None });
+    config.host.exit =
+        Some(Exit { peers: vec!["home".to_owned(), "phone".to_owned()], interface: None, egress: Egress::Direct });
     let to = "10.89.2.10:443".parse().unwrap();
-    config.host.publish = vec![Publish { protocol: Protocol::Tcp, port: 443, to }];
+    config.host.publish = vec![Publish { protocol: Protocol::Tcp, ports: 443.into(), to }];
     config
 }

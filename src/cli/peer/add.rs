@@ -42,8 +42,8 @@ pub struct Args {
     /// A device such as a phone: it reaches only what --allow gives it
     #[arg(long)]
     client: bool,
-    /// What it may reach at and through this host, and nothing else; repeat for more: a network, an address or `host`,
-    /// and after a space the ports when not all, such as '10.89.2.10 tcp/443'
+    /// What it may reach at and through this host, and nothing else; repeat for more: a network, an address, `mesh` or
+    /// `host`, and after a space the ports when not all, such as '10.89.2.10 tcp/443'
     #[arg(long = "allow", value_name = "WHAT")]
     allow: Vec<String>,
     /// A file with the preshared key, which stays where it is

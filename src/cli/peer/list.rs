@@ -118,7 +118,7 @@ pub fn show(args: Show, dirs: &Dirs) -> Result<(), Failure> {
 fn may_reach(peer: &Peer) -> String {
     match &peer.allow {
         None if peer.client => "nothing".into(),
-        None => "everything".into(),
+        None => "mesh, and this host itself".into(),
         Some(items) if items.is_empty() => "nothing".into(),
         Some(items) => all_of(items),
     }

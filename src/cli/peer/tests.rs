@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::super::init;
 use super::*;
+use crate::control::api::Reloaded;
 use crate::store;
 
 const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";

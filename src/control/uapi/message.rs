@@ -321,6 +321,7 @@ mod tests {
                 rx_bytes: 11,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                agent: false,
                 tx_bytes: u64::MAX,
                 state: PeerState::Up,
             },
@@ -337,6 +338,7 @@ mod tests {
                 rx_bytes: 0,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                agent: false,
                 tx_bytes: 0,
                 state: PeerState::Down,
             },
@@ -387,6 +389,7 @@ mod tests {
                 rx_bytes: 0,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                agent: false,
                 tx_bytes: 0,
                 state: PeerState::Down,
             };

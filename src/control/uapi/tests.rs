@@ -53,6 +53,7 @@ impl Tunnel for FakeTunnel {
             rx_bytes: 12_345,
             unanswered: std::time::Duration::ZERO,
             heard: None,
+            agent: false,
             tx_bytes: 678,
             state: PeerState::Up,
         };

@@ -1,8 +1,9 @@
 //! The interfaces by which exit traffic leaves, whose traffic that is, and how it is masqueraded.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::super::{Family, HostFacts};
 use super::text::{keyword, set};
@@ -19,7 +20,8 @@ impl Exits {
     /// From `[exit].interface` or the default routes; nothing when neither an exit nor a published port needs them.
     pub(in super::super) fn new(config: &Config, facts: &HostFacts, warnings: &mut Vec<String>) -> Self {
         let host = &config.host;
-        if host.exit.is_none() && host.publish.is_empty() {
+        let carries = host.exit.as_ref().is_some_and(|exit| exit.egress == Egress::Direct);
+        if !carries && host.publish.is_empty() {
             return Self::default();
         }
         if let Some(interface) = host.exit.as_ref().and_then(|exit| exit.interface.clone()) {
@@ -36,7 +38,8 @@ impl Exits {
         exits
     }
 
-    pub(super) fn of(&self, family: Family) -> Option<&String> {
+    /// Of one family.
+    pub(in super::super) fn of(&self, family: Family) -> Option<&String> {
         match family {
             Family::V4 => self.v4.as_ref(),
             Family::V6 => self.v6.as_ref(),
@@ -84,18 +87,59 @@ pub(super) fn masquerade(config: &Config, facts: &HostFacts, exits: &Exits) -> V
     rules
 }
 
+/// Where an exit's clients may not go, which is the exit host's side: private, shared, link-local (cloud metadata), loopback,
+/// multicast and reserved (RFC 6890), the IPv6 prefixes that embed such addresses, and the networks that the exit host
+/// itself is attached to, which at home is a LAN on a public prefix.
+pub(super) fn private(facts: &HostFacts, family: Family, exit: &str) -> String {
+    let attached = facts.main.iter().filter(|route| {
+        // One on the link that is larger is half a default route, or a whole one, of a point-to-point device.
+        route.gateway.is_none() && route.device.as_deref() == Some(exit) && route.destination.prefix_len() >= 8
+    });
+    let nets = PRIVATE.iter().chain(attached.map(|route| &route.destination));
+    set(nets.filter(|net| Family::of(net) == family)).unwrap_or_default()
+}
+
+const PRIVATE: [IpNet; 15] = [
+    v4(0, 0, 8),
+    v4(10, 0, 8),
+    v4(100, 64, 10),
+    v4(127, 0, 8),
+    v4(169, 254, 16),
+    v4(172, 16, 12),
+    v4(192, 168, 16),
+    v4(224, 0, 3),
+    v6([0; 8], 96),
+    v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96),
+    v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48),
+    v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7),
+    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+    v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10),
+    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+];
+
+const fn v4(first: u8, second: u8, prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(first, second, 0, 0), prefix))
+}
+
+const fn v6(s: [u16; 8], prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]), prefix))
+}
+
 /// The larger side of the unprivileged ports beside our own UDP port. A client that sends from that port could otherwise
 /// take its place in conntrack and receive what is meant for the tunnel (port shadowing).
 fn udp_ports(listen_port: Option<u16>) -> Option<String> {
     const FIRST: u16 = 1024;
-    let port = listen_port.filter(|&port| port >= FIRST)?;
+    let port = listen_port?;
+    if port < FIRST {
+        return Some(format!("{FIRST}-{}", u16::MAX));
+    }
     let (below, above) = (port - FIRST, u16::MAX - port);
     Some(if below >= above { format!("{FIRST}-{}", port - 1) } else { format!("{}-{}", port + 1, u16::MAX) })
 }
 
-/// The addresses and subnets of the peers whose egress this host carries.
+/// The addresses and subnets of the peers whose egress this host carries itself.
 pub(super) fn exit_clients(config: &Config, family: Family) -> Option<String> {
-    let exit = config.host.exit.as_ref()?;
+    let exit = config.host.exit.as_ref().filter(|exit| exit.egress == Egress::Direct)?;
     let peers: Vec<_> = exit.peers.iter().filter_map(|name| config.peer(name)).collect();
     let addresses = peers.iter().flat_map(|peer| &peer.addresses).map(|&addr| IpNet::from(addr));
     let nets: BTreeSet<IpNet> =

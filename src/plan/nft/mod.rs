@@ -7,16 +7,22 @@
 //! ICMP error from this host's own address to whatever source the packet names. For the same reason it drops what
 //! a container sends under an address that is not of its bridge, before routing: otherwise a container could have the
 //! host's ICMP errors and echo replies (TTL 1, `unreachable`, a ping to the host's LAN address) sent past the tunnel to
-//! anybody, which gives the home address away.
+//! anybody, which gives the home address away. Nor may this host send errors of its own about what came out of the tunnel.
+//!
+//! The one way out beside tunnel, bridges and `allow` networks is for answers: to clients that reached the container by a
+//! port which this host publishes. Conntrack tells them from all else, so a container cannot begin anything that way.
 //!
 //! **The filter** holds what a working tunnel needs: fixed MSS values (`rt mtu` would ask the reverse route without its
-//! source, and be wrong under policy routing), masquerading, published ports, and what may pass between the tunnel and
-//! other interfaces, so that switching forwarding on does not make the host a router by accident.
+//! source, and be wrong under policy routing), masquerading, published ports, who may not speak as whom ([`sources`]), and
+//! what may pass between the tunnel and other interfaces or this host itself ([`policy`]), so that switching forwarding on
+//! does not make the host a router by accident.
 
+mod errors;
 mod exits;
 mod guard;
 mod policy;
 mod publish;
+mod sources;
 mod text;
 
 pub use exits::Exits;
@@ -26,7 +32,7 @@ pub(super) use exits::outside;
 
 use super::{HostFacts, NftTable};
 use crate::config::Config;
-use text::{Text, names};
+use text::{Text, inside, names};
 
 /// The guard's name: `meshd_guard`, or `meshd_guard_IFACE` for an agent whose interface is not `mesh0`.
 pub fn guard_name(interface: &str) -> String {
@@ -60,19 +66,24 @@ pub(super) fn filter(config: &Config, facts: &HostFacts, exits: &Exits) -> NftTa
         }
     }
     forward.push(format!("iifname \"{interface}\" goto from-tunnel"));
-    let outside = outside(config, facts, exits);
-    if !outside.is_empty() {
-        let devices = names(outside.iter().map(String::as_str).collect());
-        forward.push(format!("iifname {devices} oifname \"{interface}\" goto into-tunnel"));
-    }
+    forward.push(format!("iifname != {} oifname \"{interface}\" goto into-tunnel", names(inside(config))));
 
     let mut table = Text::new(filter_name(interface));
-    table.base_chain("prerouting", "nat", "prerouting", "dstnat", &publish::published(config, exits));
-    table.base_chain("forward", "filter", "forward", "filter", &forward);
-    table.chain("from-tunnel", &policy::from_tunnel(config, exits));
-    if !outside.is_empty() {
-        table.chain("into-tunnel", &policy::into_tunnel(config));
+    table.base_chain("sources", "filter", "prerouting", "raw", &sources::spoofed(config));
+    table.base_chain("input", "filter", "input", "filter", &[format!("iifname \"{interface}\" goto to-host")]);
+    table.base_chain("back", "filter", "prerouting", "mangle", &publish::back(config));
+    table.base_chain("back-from-host", "route", "output", "mangle", &publish::back_from_host(config));
+    let published = publish::published(config, facts, exits);
+    table.base_chain("prerouting", "nat", "prerouting", "dstnat", &published.prerouting);
+    table.base_chain("output", "nat", "output", "-100", &published.output);
+    if !published.ports.is_empty() {
+        table.chain("published", &published.ports);
     }
-    table.base_chain("postrouting", "nat", "postrouting", "srcnat", &exits::masquerade(config, facts, exits));
+    table.base_chain("forward", "filter", "forward", "filter", &forward);
+    policy::from_tunnel(&mut table, config, facts, exits);
+    table.chain("into-tunnel", &policy::into_tunnel(config));
+    table.base_chain("keep-source", "nat", "postrouting", "srcnat - 1", &sources::kept(config));
+    let masquerade = [published.masquerade, exits::masquerade(config, facts, exits)].concat();
+    table.base_chain("postrouting", "nat", "postrouting", "srcnat", &masquerade);
     table.finish()
 }

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::super::tables::fnv1a;
 use super::super::{Family, NftTable};
+use crate::config::Config;
 
 pub(super) fn keyword(family: Family) -> &'static str {
     if family == Family::V4 { "ip" } else { "ip6" }
@@ -22,16 +24,26 @@ pub(super) fn by_family<'a>(
     [of(Family::V4, v4), of(Family::V6, v6)].into_iter().flatten()
 }
 
-/// An anonymous set. Networks inside others are left out, because nft refuses sets with overlaps.
+/// An anonymous set.
 pub(super) fn set<'a>(nets: impl Iterator<Item = &'a IpNet>) -> Option<String> {
-    let all: BTreeSet<IpNet> = nets.map(IpNet::trunc).collect();
-    let outer = all.iter().filter(|net| !all.iter().any(|other| other != *net && other.contains(*net)));
-    let words: Vec<String> = outer.map(|net| plain(*net)).collect();
+    let words: Vec<String> = outer(nets).into_iter().map(plain).collect();
     (!words.is_empty()).then(|| format!("{{ {} }}", words.join(", ")))
 }
 
+/// Without those inside others, because nft refuses sets with overlaps. Of networks that nest, the outer one sorts first.
+pub(super) fn outer<'a>(nets: impl Iterator<Item = &'a IpNet>) -> Vec<IpNet> {
+    let all: BTreeSet<IpNet> = nets.map(IpNet::trunc).collect();
+    let mut outer: Vec<IpNet> = Vec::with_capacity(all.len());
+    for net in all {
+        if !outer.last().is_some_and(|last| last.contains(&net)) {
+            outer.push(net);
+        }
+    }
+    outer
+}
+
 /// A single address is written without its prefix length.
-fn plain(net: IpNet) -> String {
+pub(super) fn plain(net: IpNet) -> String {
     let host: IpAddr = net.addr();
     if net.prefix_len() == net.max_prefix_len() { host.to_string() } else { net.to_string() }
 }
@@ -39,6 +51,20 @@ fn plain(net: IpNet) -> String {
 pub(super) fn names(names: BTreeSet<&str>) -> String {
     let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
     format!("{{ {} }}", quoted.join(", "))
+}
+
+/// A chain for an interface, whose name may hold characters that nft takes in quotes only, as a chain's never is.
+pub(super) fn chain_name(prefix: &str, interface: &str) -> String {
+    if interface.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+        return format!("{prefix}-{interface}");
+    }
+    format!("{prefix}-{:016x}", fnv1a(interface.as_bytes()))
+}
+
+/// The tunnel and the local bridges.
+pub(super) fn inside(config: &Config) -> BTreeSet<&str> {
+    let bridges = config.host.bridges.iter().map(|bridge| bridge.name.as_str());
+    bridges.chain([config.host.interface.as_str()]).collect()
 }
 
 /// Builds the text of a table.

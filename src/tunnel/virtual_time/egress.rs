@@ -64,17 +64,20 @@ impl Network {
         (0..self.hosts.len()).find(|&host| !self.hosts[host].received.is_empty())
     }
 
+    /// Straight to home, wherever the sender's own table would send it.
+    fn inject_to_home(&mut self, from: usize, packet: &[u8]) {
+        let (key, now) = (self.key(HOME), self.now());
+        let Host { device, outbox, .. } = &mut self.hosts[from];
+        device.table.load().peers[&key].lock().say(packet, outbox, now);
+        self.transmit(from);
+        self.run(SECOND);
+    }
+
     /// Whether home takes a packet from this peer.
     fn takes(&mut self, from: usize, src: Ipv4Addr, dst: Ipv4Addr) -> bool {
         self.forget();
         let spoofed = self.drops(HOME)[3];
-        // Straight to home, wherever the sender's own table would send it.
-        let key = self.key(HOME);
-        let now = self.now();
-        let Host { device, outbox, .. } = &mut self.hosts[from];
-        device.table.load().peers[&key].lock().say(&packet(src, dst, 1), outbox, now);
-        self.transmit(from);
-        self.run(SECOND);
+        self.inject_to_home(from, &packet(src, dst, 1));
         let taken = !self.hosts[HOME].received.is_empty();
         assert_eq!(self.drops(HOME)[3] - spoofed, u64::from(!taken), "what is not taken is counted");
         taken
@@ -92,7 +95,7 @@ fn each_bridge_leaves_by_its_own_exit() {
     let shown = |network: &Network, peer| network.peer(HOME, peer).settings.allowed_ips;
     for exit in [ONE, TWO] {
         let own = IpNet::from(IpAddr::V4(network.hosts[exit].inner));
-        assert_eq!(shown(&network, exit), [own, net("0.0.0.0/0"), net("::/0")]);
+        assert_eq!(shown(&network, exit), [net("0.0.0.0/0"), own, net("::/0")]);
     }
 }
 
@@ -144,6 +147,21 @@ fn a_container_without_an_exit_answers_who_delivers() {
 }
 
 #[test]
+fn what_is_of_no_bridge_has_the_exit_of_everything() {
+    let mut network = Network::with_exits(&[ONE]);
+    let mut settings = network.home(&[]);
+    let everything = Egress { source: net("0.0.0.0/0"), exits: vec![network.key(ONE)] };
+    let none = Egress { source: net("10.89.2.0/24"), exits: Vec::new() };
+    settings.local.egress.extend([everything, none]);
+    network.set(&settings);
+    let home = network.hosts[HOME].inner;
+    assert_eq!((network.where_to(home, WEB), network.where_to(VAULT, WEB)), (Some(ONE), Some(TWO)));
+    assert!(network.takes(ONE, WEB, home) && !network.takes(TWO, WEB, home));
+    assert_eq!(network.where_to(BLOG, WEB), None, "a bridge without exits");
+    assert!(!network.takes(ONE, WEB, BLOG));
+}
+
+#[test]
 fn another_exit_takes_over_at_once_and_sessions_stay() {
     let mut network = Network::with_exits(&[ONE, TWO]);
     assert_eq!(network.where_to(BLOG, WEB), Some(ONE));
@@ -155,6 +173,35 @@ fn another_exit_takes_over_at_once_and_sessions_stay() {
     // What the first one still answers stays with it.
     assert!(network.takes(ONE, CLIENT, BLOG));
     assert_eq!((network.where_to(BLOG, CLIENT), network.where_to(BLOG, WEB)), (Some(ONE), Some(TWO)));
+}
+
+#[test]
+fn what_an_exit_publishes_stays_with_it() {
+    let mut network = Network::with_exits(&[ONE, TWO]);
+    let mut syn = packet(CLIENT, BLOG, 1);
+    (syn[9], syn[33]) = (6, 2);
+    network.inject_to_home(ONE, &syn);
+    let egress = network.home(&[TWO, ONE]).local.egress;
+    network.hosts[HOME].device.set_egress(&egress, network.now());
+    network.forget();
+    let mut answer = packet(BLOG, CLIENT, 1);
+    (answer[9], answer[33]) = (6, 0x12);
+    network.inject(HOME, &answer);
+    network.run(SECOND);
+    assert_eq!((network.hosts[ONE].received.len(), network.hosts[TWO].received.len()), (1, 0));
+
+    // The same port begins a connection of its own: it leaves by the exit, and stays with it.
+    let mut own = answer.clone();
+    own[33] = 2;
+    network.forget();
+    network.inject(HOME, &own);
+    network.run(SECOND);
+    syn[33] = 0x12;
+    network.inject_to_home(TWO, &syn);
+    own[33] = 0x10;
+    network.inject(HOME, &own);
+    network.run(SECOND);
+    assert_eq!((network.hosts[ONE].received.len(), network.hosts[TWO].received.len()), (0, 2));
 }
 
 #[test]
