@@ -19,6 +19,7 @@ pub mod guard;
 mod leaks;
 mod mail;
 mod measure;
+mod path;
 mod running;
 
 use std::io;
@@ -44,6 +45,7 @@ use egress::Exits;
 use endpoints::Endpoints;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
+use path::Paths;
 use running::{Changing, Running, Shown};
 
 /// How often names of silent peers are looked at, and the kernel is compared with the plan though it told of no change.
@@ -156,6 +158,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.serve_mail() => {}
         () = running.follow_names() => {}
         () = running.watch_exits() => {}
+        () = running.watch_paths() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -207,6 +210,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         dataplane: Mutex::new(Some(dataplane)),
         mail: Mail::new(),
         benches: Benches::default(),
+        paths: Paths::default(),
         ending: watch::channel(false).0,
     })
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use field::{Field, narrow_path};
 use figures::Figures;
-use lab::traffic::transfer;
-use lab::{Lab, NEXTCLOUD, NEXTCLOUD6, PROXY, PROXY6, WEB, WEB6, root, secs, wait_for};
+use lab::traffic::{Ping, iperf, transfer};
+use lab::{Lab, NEXTCLOUD, NEXTCLOUD6, PROXY, PROXY6, VPS, VPS6, WEB, WEB6, root, secs, wait_for};
 use table::{FAULTS, Fault};
 
 /// Each fault of a part of the table, one after the other in one lab.
@@ -87,6 +87,62 @@ fn ten_megabytes_pass_a_path_that_drops_big_packets_in_silence() {
     for server in [WEB, WEB6] {
         transfer(&lab.nextcloud, &lab.internet, server, 10);
     }
+}
+
+/// A lab whose tunnel runs over such a path in IPv6, where no router makes fragments. Not started.
+fn over_ipv6() -> Lab {
+    let lab = Lab::new();
+    lab.home.replace("peers/vps.toml", &format!("{VPS}:"), &format!("[{VPS6}]:"));
+    narrow_path(&lab, true);
+    lab
+}
+
+#[test]
+fn ten_megabytes_pass_an_ipv6_path_that_drops_big_packets_in_silence() {
+    let lab = over_ipv6();
+    lab.start();
+    // The first one begins before the agents know.
+    for (there, here) in [(PROXY, NEXTCLOUD), (PROXY6, NEXTCLOUD6)] {
+        let begun = Instant::now();
+        transfer(&lab.proxy, &lab.nextcloud, here, 10);
+        transfer(&lab.nextcloud, &lab.proxy, there, 10);
+        eprintln!("there and back in {:?}", begun.elapsed());
+        assert!(begun.elapsed() < secs(30), "{:?}", begun.elapsed());
+    }
+    for server in [WEB, WEB6] {
+        transfer(&lab.nextcloud, &lab.internet, server, 10);
+        iperf(&lab.nextcloud, &lab.internet, server, "-n 10M -R");
+    }
+}
+
+/// The control: what the agents tell their kernels does not arrive at first.
+#[test]
+fn an_ipv6_path_that_drops_big_packets_is_noticed_and_stays_so_until_the_kernel_hears_of_it() {
+    let lab = over_ipv6();
+    let hosts = [&lab.home, &lab.vps];
+    for host in hosts {
+        host.run(
+            "nft 'table inet deaf { chain in { type filter hook input priority filter; \
+             iif lo icmpv6 type packet-too-big drop; }; }'",
+        );
+    }
+    lab.start();
+    let begun = Instant::now();
+    for host in hosts {
+        wait_for("the path is known to be small", secs(10), || {
+            host.status()["warnings"].to_string().contains("swallows packets above 1280 bytes").then_some(())
+        });
+    }
+    eprintln!("noticed after {:?}", begun.elapsed());
+    let passes =
+        |bytes| Ping::start(&lab.nextcloud, PROXY, &format!("-c 2 -i 0.2 -W 1 -s {bytes}")).finish().lost() == 0;
+    assert!(passes(1000) && !passes(1300), "the path is not what it is to be");
+    for host in hosts {
+        host.run("nft delete table inet deaf");
+    }
+    wait_for("full packets pass", secs(5), || passes(1300).then_some(()));
+    assert!(lab.home.run(&format!("ip -6 route get {VPS6}")).contains("mtu 1280"));
+    assert_eq!(lab.home.log().matches("swallows packets").count(), 1, "{}", lab.home.log());
 }
 
 /// Both layers in one moment: nothing is left that could hold, so what counts is how soon they are back.

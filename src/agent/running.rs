@@ -11,6 +11,7 @@ use super::answer::Benches;
 use super::egress::Exits;
 use super::endpoints::Endpoints;
 use super::mail::Mail;
+use super::path::Paths;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
@@ -38,6 +39,8 @@ pub(super) struct Running {
     pub(super) mail: Mail,
     /// Measurements that others ask for.
     pub(super) benches: Benches,
+    /// Over IPv6, to peers.
+    pub(super) paths: Paths,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -231,6 +234,8 @@ impl control::Agent for Running {
         let mut peers: Vec<_> =
             self.device.peers(Instant::now()).iter().map(|snapshot| peer_status(&config, snapshot)).collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut warnings = self.shown().warnings.clone();
+        warnings.extend(self.path_warnings());
         api::Status {
             name: config.host.name.clone(),
             interface: config.host.interface.clone(),
@@ -242,7 +247,7 @@ impl control::Agent for Running {
             peers,
             bridges,
             drops: self.drops(),
-            warnings: self.shown().warnings.clone(),
+            warnings,
         }
     }
 
