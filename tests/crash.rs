@@ -142,7 +142,7 @@ impl Trials {
         let home = &self.lab.home;
         let what = format!("{:?}, MESHD_CRASH={point}, guarded: {}", self.phase, self.guarded);
         self.interrupt(&Mode::Kill(point), number % 4 >= 2);
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             // It may have been nft(8) that was killed, and the agent that tells so.
             let on = if self.goes_on() { &["reload"][..] } else { &["up", "--detach"] };
             let output = home.try_meshd(on);

@@ -13,8 +13,8 @@
 //! port which this host publishes. Conntrack tells them from all else, so a container cannot begin anything that way.
 //!
 //! **The filter** holds what a working tunnel needs: fixed MSS values (`rt mtu` would ask the reverse route without its
-//! source, and be wrong under policy routing), masquerading, published ports, who may not speak as whom ([`sources`]), and
-//! what may pass between the tunnel and other interfaces or this host itself ([`policy`]), so that switching forwarding on
+//! source, and be wrong under policy routing), masquerading, published ports, who may not speak as whom (`sources`), and
+//! what may pass between the tunnel and other interfaces or this host itself (`policy`), so that switching forwarding on
 //! does not make the host a router by accident.
 
 mod errors;
