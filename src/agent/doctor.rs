@@ -19,6 +19,8 @@ use crate::store::{self, Dirs};
 
 /// A difference to the plan that is older than this nobody brings back.
 const SETTLES: Duration = Duration::from_millis(1500);
+/// For an agent that is ending, and takes no questions any more.
+const ENDS: Duration = Duration::from_millis(500);
 /// For an answer from the internet.
 const ANSWER: Duration = Duration::from_millis(1200);
 /// For an ICMP error of a peer's host.
@@ -85,7 +87,7 @@ fn look(dirs: &Dirs, config: &Config, target: &Target, options: &DoctorOptions) 
         tun_device: std::path::Path::new("/dev/net/tun").exists(),
         ..Seen::default()
     };
-    let mut client = ask_agent(dirs, &mut seen);
+    let mut client = ask_agent(dirs, &mut seen)?;
     if seen.agent == Agent::NotRunning {
         seen.port_taken = port_taken(config.host.listen_port);
     }
@@ -103,7 +105,7 @@ fn look(dirs: &Dirs, config: &Config, target: &Target, options: &DoctorOptions) 
     let (examined, probes, ports, reached) = std::thread::scope(|scope| {
         let probes = scope.spawn(|| if seen.agent_lives() { probe(config, target, &seen) } else { BTreeMap::new() });
         let ports = scope.spawn(|| ports(config, target, &seen));
-        let reached = scope.spawn(|| exits.then(|| tries::echoes(&seen.internet, ANSWER)));
+        let reached = scope.spawn(|| exits.then(|| tries::echoes(&seen.internet, ANSWER).ok()));
         let names = config.peers.iter().map(|peer| peer.name.clone()).filter(|name| target.peer(config, name));
         let request = DoctorRequest { peers: Some(names.collect()), internet: seen.internet.clone(), reconcile: false };
         let examined = client.as_mut().and_then(|client| client.doctor(&request).ok());
@@ -113,34 +115,42 @@ fn look(dirs: &Dirs, config: &Config, target: &Target, options: &DoctorOptions) 
     seen.probed = probes.unwrap_or_default();
     seen.udp = ports.unwrap_or_default();
     let answered = |tried: Vec<(IpAddr, bool)>| tried.into_iter().filter(|(_, well)| *well).map(|(addr, _)| addr);
-    seen.reached = reached.unwrap_or_default().map(|tried| answered(tried).collect());
+    seen.reached = reached.ok().flatten().flatten().map(|tried| answered(tried).collect());
     Ok(Report::new(&config.host.name, doctor::diagnose(config, &seen, target)))
 }
 
-fn ask_agent(dirs: &Dirs, seen: &mut Seen) -> Option<Client> {
+fn ask_agent(dirs: &Dirs, seen: &mut Seen) -> Result<Option<Client>, Failure> {
     let process = crate::control::running(&dirs.run).and_then(|agent| agent.pid);
     if let Some(pid) = process.filter(|pid| is_stopped(*pid)) {
         // To wait for its answer would be in vain.
         seen.agent = Agent::NotAnswering { pid: Some(pid), stopped: true };
-        return None;
+        return Ok(None);
     }
     let status = Client::connect(&dirs.run).and_then(|mut client| Ok((client.status()?, client)));
     match status {
         Ok((status, client)) => {
             seen.agent = Agent::Running { version: status.version };
-            Some(client)
+            Ok(Some(client))
         }
         Err(ClientError::NotRunning) => {
             seen.agent = Agent::NotRunning;
-            None
+            Ok(None)
+        }
+        Err(error @ ClientError::PermissionDenied { .. }) => {
+            Err(Failure::new(4, format!("doctor: {error}")).try_this("sudo meshd doctor"))
         }
         Err(error) => {
+            // The kernel may be taking a killed one's interface down still.
+            if crate::control::running(&dirs.run).is_none_or(|agent| agent.wait(ENDS)) {
+                seen.agent = Agent::NotRunning;
+                return Ok(None);
+            }
             let pid = match error {
                 ClientError::NotAnswering { pid } => pid,
                 _ => process,
             };
             seen.agent = Agent::NotAnswering { pid, stopped: false };
-            None
+            Ok(None)
         }
     }
 }
@@ -242,9 +252,9 @@ fn probe(config: &Config, target: &Target, seen: &Seen) -> BTreeMap<String, Resu
                     // Threads are in the namespace of the one that starts them.
                     let echo = scope.spawn(|| tries::echoes(&internet, ANSWER));
                     let dns = scope.spawn(|| tries::queries(&servers, ANSWER));
-                    let gateway = tries::echoes(&visitor.gateways, ANSWER);
-                    let (echo, dns) = (echo.join().unwrap_or_default(), dns.join().unwrap_or_default());
-                    Ok(Probed { gateway, echo, dns })
+                    let gateway = tries::echoes(&visitor.gateways, ANSWER)?;
+                    let panicked = |_| io::Error::other("the thread that asks panicked");
+                    Ok(Probed { gateway, echo: echo.join().map_err(panicked)??, dns: dns.join().map_err(panicked)?? })
                 })
             });
             visitor.leave().await;
@@ -263,7 +273,7 @@ fn fix(dirs: &Dirs, report: &Report) -> Vec<String> {
         return Vec::new();
     }
     let request = DoctorRequest { peers: Some(Vec::new()), reconcile: true, ..DoctorRequest::default() };
-    let answers = !report.steps.iter().any(|step| step.step == "agent" && step.is_fault());
+    let answers = !report.steps.iter().any(|step| step.step == "agent" && step.about.is_none() && step.is_fault());
     if answers && Client::connect(&dirs.run).is_ok_and(|mut client| client.doctor(&request).is_ok()) {
         return vec!["had the agent compare the kernel with the plan".to_owned()];
     }

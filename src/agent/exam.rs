@@ -1,5 +1,6 @@
 //! What this agent finds out about its peers for `meshd doctor`, and what it says about itself when one of them asks.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,7 @@ use crate::doctor::exam::{Answer, Examined, Facts, MAX_INTERNET, PeerExam, Reque
 use crate::doctor::{self, Agent, Seen, Target, exit};
 use crate::host::{survey, tries};
 use crate::key::PublicKey;
+use crate::plan::nft::is_public;
 use crate::tunnel::PeerState;
 
 /// For a peer that may have to shake hands first, and then to look at itself.
@@ -21,8 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const SIZE_PATIENCE: Duration = Duration::from_millis(900);
 /// Sizes that are tried at once: as many letters as a peer may send at once, with their repetitions.
 const SIZES_AT_ONCE: usize = 5;
+/// Peers that are asked at once: of each there are two questions under way, and there is an end to those (`MAX_ASKED`).
+const PEERS_AT_ONCE: usize = 64;
+/// Whoever asked does not wait much longer: the others are not called then.
+const ENOUGH: Duration = Duration::from_secs(20);
 /// A look at this host runs nft(8), iptables-save(8) and two echoes an address.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// What one peer may have: a look in so long, and so many at once.
+const LOOK: Duration = Duration::from_secs(2);
+const LOOKS: Duration = Duration::from_secs(6);
 /// For an address on the internet.
 const ECHO: Duration = Duration::from_millis(800);
 /// Seconds by which this agent's word about its clock is wrong. For tests alone.
@@ -36,8 +45,12 @@ impl Running {
         }
         let config = self.config();
         let named = |peer: &&Peer| request.peers.as_ref().is_none_or(|names| names.contains(&peer.name));
-        let exams = config.peers.iter().filter(named).map(|peer| self.exam(&config, peer, &request.internet));
-        let peers = join_all(exams).await.into_iter().collect();
+        let named: Vec<&Peer> = config.peers.iter().filter(named).collect();
+        let mut peers = BTreeMap::new();
+        let begun = Instant::now();
+        for some in named.chunks(PEERS_AT_ONCE).take_while(|_| begun.elapsed() < ENOUGH) {
+            peers.extend(join_all(some.iter().map(|peer| self.exam(&config, peer, &request.internet))).await);
+        }
         let now = Instant::now();
         let exits = self.exits();
         let active = |bridge: &Bridge| (bridge.name.clone(), exits.status(&bridge.egress, now).active);
@@ -112,13 +125,18 @@ impl Running {
     /// The answer to a peer's question, and how long its packet is to be. None to what cannot be read.
     pub(super) async fn examined(&self, letter: &Letter) -> Option<(u16, Vec<u8>)> {
         match serde_json::from_slice(&letter.body).ok()? {
-            Request::Echo(size) => Some((size, Answer::Echo.encode()?)),
+            // Never more than it came with.
+            Request::Echo(size) => Some((size.min(letter.size), Answer::Echo.encode()?)),
             Request::Facts { internet } => {
                 let config = self.config();
                 let peer = config.peers.iter().find(|peer| peer.public_key == letter.peer);
                 let exit = peer.is_some_and(|peer| exit::carries(&config, peer));
                 let mut faults = Vec::new();
                 if let (true, Some(peer)) = (exit, peer) {
+                    if let Err(wait) = self.mail.take_look(letter.peer, LOOK, LOOKS) {
+                        tokio::time::sleep(wait).await;
+                        self.mail.take_look(letter.peer, LOOK, LOOKS).ok()?;
+                    }
                     let internet = internet.into_iter().take(MAX_INTERNET).collect();
                     let seen = self.look_at_exit(&config, peer, internet).await;
                     faults = exit::steps(&config, &seen, &[peer]);
@@ -139,19 +157,25 @@ impl Running {
         let _looking = self.mail.looking.lock().await;
         tokio::time::sleep(BETWEEN_LOOKS).await;
         let agent = Agent::Running { version: String::new() };
+        // A peer does not have this host ask where it may not go itself.
+        let internet = internet.into_iter().filter(|addr| is_public(*addr)).collect();
         let mut seen = Seen { agent, internet, ..Seen::default() };
-        let tried = seen.internet.clone();
-        let echoes = tokio::task::spawn_blocking(move || tries::echoes(&tried, ECHO));
         let target = Target::Exit(peer.name.clone());
         if let Err(error) = survey::look(config, &target, &mut seen).await {
             tracing::debug!(%error, "cannot look at this host");
         }
+        let (addresses, internet) = (&seen.addresses, &mut seen.internet);
+        internet.retain(|addr| !addresses.iter().any(|(_, net)| net.contains(addr)));
+        let tried = internet.clone();
+        let echoes = tokio::task::spawn_blocking(move || tries::echoes(&tried, ECHO));
         if let Ok(plan) = self.changing.lock().await.reconciler.plan(config).await {
             let differences = plan.changes.iter().map(|change| (change.kind().to_owned(), change.to_string()));
             seen.differences = Some(differences.collect());
         }
-        let reached = echoes.await.unwrap_or_default();
-        seen.reached = Some(reached.into_iter().filter(|(_, answered)| *answered).map(|(addr, _)| addr).collect());
+        // Without CAP_NET_RAW it cannot be told.
+        let reached = echoes.await.ok().and_then(Result::ok);
+        let answered = |tried: Vec<(IpAddr, bool)>| tried.into_iter().filter(|(_, answered)| *answered);
+        seen.reached = reached.map(|tried| answered(tried).map(|(addr, _)| addr).collect());
         seen
     }
 }

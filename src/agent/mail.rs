@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::future::{pending, poll_fn};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 
 use super::running::Running;
-use crate::channel::{Due, Exchange, Kind, Letter, Received};
+use crate::channel::{Allowance, Due, Exchange, Kind, Letter, Received};
 use crate::key::PublicKey;
 use crate::tunnel::Outbox;
 
@@ -28,6 +28,8 @@ pub(super) struct Mail {
     exams: Mutex<Vec<(PublicKey, u32)>>,
     /// Held while this host is looked at.
     pub(super) looking: AsyncMutex<()>,
+    /// How often a peer has had this host looked at.
+    looks: Mutex<HashMap<PublicKey, Allowance>>,
     /// Something is due earlier than before.
     asked: Notify,
 }
@@ -40,6 +42,7 @@ impl Mail {
             outbox: Mutex::default(),
             exams: Mutex::default(),
             looking: AsyncMutex::default(),
+            looks: Mutex::default(),
             asked: Notify::new(),
         }
     }
@@ -58,6 +61,14 @@ impl Mail {
     fn end_exam(&self, letter: &Letter) {
         let mut exams = self.exams.lock().unwrap_or_else(PoisonError::into_inner);
         exams.retain(|exam| *exam != (letter.peer, letter.id));
+    }
+
+    /// One look at this host for a peer; an error says how long it has to wait.
+    pub(super) fn take_look(&self, peer: PublicKey, cost: Duration, depth: Duration) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.retain(|_, allowance| !allowance.is_full(now));
+        looks.entry(peer).or_default().take(cost, depth, now)
     }
 
     /// For a message that waits for no answer.

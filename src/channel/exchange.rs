@@ -41,7 +41,7 @@ pub struct Letter {
     pub id: u32,
     /// As in [`Message`].
     pub body: Vec<u8>,
-    /// How long its packet is to be at least, in bytes.
+    /// How long its packet is to be at least, in bytes; of one that came in, how long it was.
     pub size: u16,
 }
 

@@ -110,7 +110,8 @@ fn remedy(remedy: &Remedy) -> String {
     }
     if let Some(note) = &remedy.note {
         let host = if remedy.commands.is_empty() { host } else { String::new() };
-        text.push_str(&format!("    {}\n", page::wrap(&page::printable(&format!("{host}{note}")), 4)));
+        // Its further lines stand deeper than a command, so that no word of another host's passes for one.
+        text.push_str(&format!("    {}\n", page::wrap(&page::printable(&format!("{host}{note}")), 6)));
     }
     text
 }

@@ -90,7 +90,8 @@ fn link(seen: &Seen, bridge: &Bridge) -> Step {
     }
     let without = bridge.subnets.iter().find(|net| !gateways(seen, bridge).any(|addr| net.contains(&addr)));
     if let Some(net) = without {
-        let first = net.hosts().next().unwrap_or(net.addr());
+        // The first of IPv6 is every router's (RFC 4291, section 2.6.1).
+        let first = net.hosts().find(|addr| *addr != net.network()).unwrap_or(net.addr());
         let flag = if first.is_ipv6() { " -6" } else { "" };
         let command = format!("ip{flag} address add {first}/{} dev {name}", net.prefix_len());
         let saw = format!("has no address in {net}, so its containers have no gateway");

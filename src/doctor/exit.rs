@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::packets;
 use super::ways::{self, Expected, expected};
 use super::{Remedy, Seen, State, Step, away};
-use crate::config::{Bridge, Config, Peer};
+use crate::config::{Bridge, Config, Egress, Peer};
 use crate::plan::Family;
 
 /// Whether this host carries the egress of a peer.
@@ -18,6 +18,19 @@ fn clients(peer: &Peer) -> impl Iterator<Item = IpAddr> + '_ {
     peer.addresses.iter().copied().chain(peer.subnets.iter().map(|&net| ways::container(net)))
 }
 
+/// The peers through whom this host passes on the egress that it carries: it is in the middle of a chain.
+fn next(config: &Config) -> &[String] {
+    config.host.exit.as_ref().map_or(&[], |exit| exit.egress.exits())
+}
+
+/// By which interface that egress leaves: back into the tunnel in the middle of a chain.
+fn device<'s>(config: &'s Config, seen: &'s Seen, family: Family) -> Option<&'s String> {
+    match config.host.exit.as_ref()?.egress {
+        Egress::Peers(_) => Some(&config.host.interface),
+        Egress::Direct | Egress::None => seen.exit_devices.get(&family),
+    }
+}
+
 /// From a peer out to the internet, and back.
 pub fn ways(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Expected> {
     if !carries(config, peer) {
@@ -26,7 +39,7 @@ pub fn ways(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Expected> {
     let tunnel = &config.host.interface;
     let both = clients(peer).filter_map(|client| {
         let family = Family::of(&client.into());
-        let device = seen.exit_devices.get(&family)?;
+        let device = device(config, seen, family)?;
         let there = away(&seen.internet, family);
         let out = expected(Some(tunnel), Some(client), there, device);
         Some([out, expected(Some(device), Some(there), client, tunnel)])
@@ -41,7 +54,8 @@ pub fn steps(config: &Config, seen: &Seen, peers: &[&Peer]) -> Vec<Step> {
     }
     let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
     let mut steps = Vec::new();
-    let Some(device) = seen.exit_devices.get(&Family::V4).or_else(|| seen.exit_devices.get(&Family::V6)) else {
+    let by = |family| device(config, seen, family);
+    let Some(device) = by(Family::V4).or_else(|| by(Family::V6)) else {
         let remedy = Remedy::note("give this host a default route, or name the interface in [exit]");
         return vec![Step::fault("exit", None, "there is no default route to carry their egress by", remedy)];
     };
@@ -58,14 +72,17 @@ pub fn steps(config: &Config, seen: &Seen, peers: &[&Peer]) -> Vec<Step> {
         .flat_map(|peer| clients(peer))
         .flat_map(|client| {
             let there = away(&seen.internet, Family::of(&client.into()));
-            let own = seen.exit_devices.get(&Family::of(&client.into())).unwrap_or(device);
+            let own = by(Family::of(&client.into())).unwrap_or(device);
             packets::stream(tunnel, own, client, there).into_iter().chain(packets::query(tunnel, own, client, there))
         })
         .collect();
     for (_, block, remedy) in packets::blocks(seen, &crossings) {
         steps.push(Step::fault("firewall", None, format!("egress of {}: {block}", names.join(", ")), remedy));
     }
+    let next = next(config);
+    // In the middle of a chain nothing leaves by this host's own uplink.
     if let Some(reached) = &seen.reached
+        && next.is_empty()
         && reached.is_empty()
         && !seen.internet.is_empty()
         && steps.is_empty()
@@ -81,7 +98,9 @@ pub fn steps(config: &Config, seen: &Seen, peers: &[&Peer]) -> Vec<Step> {
         ));
     }
     if steps.is_empty() {
-        steps.push(Step::ok("exit", None, format!("carries {} by {device}, masqueraded", names.join(", "))));
+        let how =
+            if next.is_empty() { format!("by {device}, masqueraded") } else { format!("on to {}", next.join(", ")) };
+        steps.push(Step::ok("exit", None, format!("carries {} {how}", names.join(", "))));
     }
     steps
 }
@@ -120,8 +139,7 @@ pub fn beyond(config: &Config, seen: &Seen, bridge: &Bridge, before: &[Step]) ->
         }
         Some(facts) => {
             for fault in facts.faults() {
-                let remedy = fault.remedy.clone().unwrap_or_default().on(exit);
-                let remedy = Remedy { fixable: false, ..remedy };
+                let remedy = fault.remedy.clone().unwrap_or_default().on(exit).from_afar();
                 steps.push(Step::fault(&fault.step, own, fault.saw.clone(), remedy));
             }
             if steps.is_empty() {

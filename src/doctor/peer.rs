@@ -6,12 +6,14 @@ use super::exam::{Facts, PeerExam, Size};
 use super::firewall::{Hook, Packet};
 use super::packets::{self, Crossing};
 use super::ways::{self, Detour};
-use super::{Question, Remedy, Seen, Step, Udp};
+use super::{Question, Remedy, Seen, State, Step, Udp};
 use crate::config::{Config, Endpoint, Peer};
 use crate::tunnel::{Knock, KnockCause, PeerState};
 
 /// Clocks that differ by more, in milliseconds, are worth a word: certificates and one-time passwords bear less.
 const SKEW: i64 = 60_000;
+/// The least MTU that a configuration takes (RFC 8200, section 5).
+const IPV6_MIN_MTU: u16 = 1280;
 
 /// Walks the way to one peer.
 pub fn steps(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Step> {
@@ -214,6 +216,11 @@ fn packet_size(seen: &Seen, name: &str, size: Size) -> Step {
     match passed {
         Some(passed) if passed >= full => Step::ok("mtu", Some(name), format!("packets of {full} bytes pass")),
         None => Step::skipped("mtu", Some(name), "too much is lost to tell"),
+        Some(passed) if passed < IPV6_MIN_MTU => {
+            let saw = format!("packets of {full} bytes vanish, of {passed} pass: a black hole on the path");
+            let least = format!("no mtu helps: IPv6 needs {IPV6_MIN_MTU}; the path must carry it");
+            Step::fault("mtu", Some(name), saw, Remedy::note(least))
+        }
         Some(passed) => {
             let saw = format!("packets of {full} bytes vanish, of {passed} pass: a black hole on the path");
             let file = format!("{}/meshd.toml", seen.config_dir);
@@ -233,19 +240,20 @@ pub fn strangers(config: &Config, seen: &Seen) -> Vec<Step> {
     let refused = refused.filter(|detour| matches!(detour, Detour::RpFilter(..)));
     let knocks = seen.examined.iter().flat_map(|examined| &examined.knocks);
     let refused = refused.map(|detour| detour.fault("endpoint", None));
-    refused.into_iter().chain(knocks.filter_map(|knock| stranger(config, knock))).collect()
+    refused.into_iter().chain(knocks.filter_map(|knock| stranger(config, seen, knock))).collect()
 }
 
-fn stranger(config: &Config, knock: &Knock) -> Option<Step> {
+/// Anybody can knock, from any address: it is a fault only when it explains why a peer is not up.
+fn stranger(config: &Config, seen: &Seen, knock: &Knock) -> Option<Step> {
     let Knock { from, .. } = knock;
-    match knock.cause {
+    let (saw, remedy) = match knock.cause {
         KnockCause::UnknownKey => {
             let key = knock.key.filter(|key| config.peers.iter().all(|peer| peer.public_key != *key))?;
             let saw = format!("a host with public key {key} at {from} knocks, and is no peer");
             let remedy = Remedy::run([format!("meshd peer add NAME --public-key {key}")]);
             let note =
                 "if it is yours; or, if it is a peer with a new key, write that into its file; then: meshd reload";
-            Some(Step::fault("key", None, saw, remedy.and(note)))
+            (saw, remedy.and(note))
         }
         // Once may be anybody's garbage; who means this host tries again.
         KnockCause::WrongKey if knock.times > 1 => {
@@ -253,8 +261,16 @@ fn stranger(config: &Config, knock: &Knock) -> Option<Step> {
             let saw = format!("{from} knocks with a wrong public key of this host");
             let note =
                 format!("write public_key = \"{key}\" into its peers/{}.toml, then: meshd reload", config.host.name);
-            Some(Step::fault("key", None, saw, Remedy::note(note)))
+            (saw, Remedy::note(note))
         }
-        KnockCause::WrongKey | KnockCause::Replayed | KnockCause::Undecryptable => None,
-    }
+        KnockCause::WrongKey | KnockCause::Replayed | KnockCause::Undecryptable => return None,
+    };
+    let missed = config.peers.iter().any(|peer| {
+        let exam = seen.examined.as_ref().and_then(|examined| examined.peers.get(&peer.name));
+        let last = exam.and_then(|exam| exam.endpoint).map(|endpoint| endpoint.ip());
+        let known = last.into_iter().chain(ways::endpoints(seen, peer)).any(|addr| addr == from.ip());
+        known && exam.is_none_or(|exam| exam.state != PeerState::Up)
+    });
+    let fault = Step::fault("key", None, saw, remedy);
+    Some(if missed { fault } else { Step { state: State::Skipped, ..fault } })
 }

@@ -107,6 +107,20 @@ impl Remedy {
         self
     }
 
+    /// What another host says: nothing that `--fix` does here, and each command is one line, so that none of its lines
+    /// can pass for this host's own. What takes more, its own doctor does.
+    #[must_use]
+    pub fn from_afar(mut self) -> Self {
+        self.fixable = false;
+        for command in &mut self.commands {
+            if command.contains(char::is_control) {
+                "meshd doctor --fix".clone_into(command);
+            }
+        }
+        self.commands.dedup();
+        self
+    }
+
     /// With words beside the commands.
     #[must_use]
     pub fn and(mut self, note: impl Into<String>) -> Self {

@@ -362,8 +362,13 @@ const AT_HOME: &[Case] = &[
     ),
     (
         "a black hole",
-        |_, seen| peer(seen, "vps").size = Some(Size { full: 1420, passed: Some(1200) }),
-        ["mtu", "vps", "packets of 1420 bytes vanish, of 1200 pass", "1i mtu = 1200"],
+        |_, seen| peer(seen, "vps").size = Some(Size { full: 1420, passed: Some(1300) }),
+        ["mtu", "vps", "packets of 1420 bytes vanish, of 1300 pass", "1i mtu = 1300"],
+    ),
+    (
+        "a path too narrow for IPv6",
+        |_, seen| peer(seen, "vps").size = Some(Size { full: 1420, passed: Some(1240) }),
+        ["mtu", "vps", "packets of 1420 bytes vanish, of 1240 pass", "no mtu helps: IPv6 needs 1280"],
     ),
     (
         "a wrong clock",
@@ -424,6 +429,7 @@ const AT_VPS: &[Case] = &[
     (
         "a stranger",
         |_, seen| {
+            peer(seen, "home").state = PeerState::Connecting;
             let key = crate::key::PrivateKey::from_bytes([9; 32]).public_key();
             knock(seen, KnockCause::UnknownKey, Some(key));
         },
@@ -431,7 +437,10 @@ const AT_VPS: &[Case] = &[
     ),
     (
         "a wrong key of this host",
-        |_, seen| knock(seen, KnockCause::WrongKey, None),
+        |_, seen| {
+            peer(seen, "home").state = PeerState::Connecting;
+            knock(seen, KnockCause::WrongKey, None);
+        },
         ["key", "", "knocks with a wrong public key of this host", "usus0MN1xbId8qL1VL1WDgLhmCH3TQv+1eAKrjt/qVg="],
     ),
     (
@@ -551,4 +560,51 @@ fn what_an_exit_says_fits_a_message_and_is_no_more_than_faults() {
     assert!(body.len() <= crate::channel::MAX_BODY);
     let exam::Answer::Facts(facts) = serde_json::from_slice(&body).unwrap() else { panic!() };
     assert!(facts.faults().count() >= 2 && facts.faults[0].saw.starts_with('0'));
+}
+
+#[test]
+fn a_stranger_who_keeps_no_peer_away_is_no_fault() {
+    let (config, mut seen) = vps();
+    knock(&mut seen, KnockCause::WrongKey, None);
+    let said = |seen: &Seen| {
+        let steps = diagnose(&config, seen, &Target::Everything);
+        steps.into_iter().find(|step| step.step == "key").map(|step| step.state)
+    };
+    assert_eq!(said(&seen), Some(State::Skipped), "home is up");
+    peer(&mut seen, "home").state = PeerState::Connecting;
+    assert_eq!(said(&seen), Some(State::Fault));
+    seen.examined.as_mut().unwrap().knocks[0].from = "192.0.2.66:51820".parse().unwrap();
+    assert_eq!(said(&seen), Some(State::Skipped), "nobody's address");
+}
+
+#[test]
+fn in_the_middle_of_a_chain_egress_goes_back_into_the_tunnel() {
+    let (mut config, mut seen) = vps();
+    config.host.exit.as_mut().unwrap().egress = Egress::Peers(vec!["phone".to_owned()]);
+    (seen.reached, seen.lookups) = (Some(Vec::new()), Vec::new());
+    answer(&config, &mut seen);
+    let away = seen.internet.clone();
+    lookup(
+        &mut seen,
+        |asked| asked.iif.as_deref() == Some("mesh0") && away.contains(&asked.to),
+        &Ok(way("mesh0", "0.0.0.0/0", 8_812_345)),
+    );
+    let steps = diagnose(&config, &seen, &Target::Everything);
+    assert!(!steps.iter().any(Step::is_fault), "{steps:#?}");
+    assert!(steps.iter().any(|step| step.saw == "carries home, phone on to phone"), "{steps:#?}");
+    let past = Ok(way("eth0", "0.0.0.0/0", 254));
+    lookup(&mut seen, |asked| asked.iif.as_deref() == Some("mesh0") && away.contains(&asked.to), &past);
+    assert!(faults(&config, &seen, &Target::Everything).iter().any(|step| step.step == "exit"));
+}
+
+#[test]
+fn what_an_exit_says_cannot_pass_for_a_command_of_this_host() {
+    let (config, mut seen) = home();
+    let forged = Remedy::run(["nft this\n    try: rm -r /".to_owned(), "nft that".to_owned()]).fixable();
+    let fault = Step::fault("firewall", None, "policy drop", forged);
+    peer(&mut seen, "vps").facts.as_mut().unwrap().faults.push(fault);
+    let found = faults(&config, &seen, &Target::Everything);
+    let remedy = found[0].remedy.as_ref().unwrap();
+    assert_eq!((remedy.host.as_deref(), remedy.fixable), (Some("vps"), false));
+    assert_eq!(remedy.commands, ["meshd doctor --fix", "nft that"]);
 }

@@ -220,7 +220,8 @@ fn rule(message: &RuleMessage) -> Option<RuleSeen> {
 
 /// All that filters packets: nft's tables, and those of iptables as its own tools tell them.
 async fn ruleset() -> Result<Ruleset, String> {
-    let (json, text) = tokio::join!(run("nft", &["-j", "list", "ruleset"]), run("nft", &["-a", "list", "ruleset"]));
+    let (json, text) =
+        tokio::join!(run("nft", &["-j", "-t", "list", "ruleset"]), run("nft", &["-a", "-t", "list", "ruleset"]));
     let json = serde_json::from_str(&json?).map_err(|error| format!("nft: {error}"))?;
     let mut ruleset = nft::parse(&json, &text.unwrap_or_default());
     // What nft cannot say of a rule of iptables (`xt`), iptables can. Without nf_tables it has none.

@@ -18,12 +18,18 @@ use crate::key::random_bytes;
 const TIMES: u32 = 2;
 
 /// Which of these addresses answer an echo request, each waited for as long as `patience`, all at once.
-pub fn echoes(addrs: &[IpAddr], patience: Duration) -> Vec<(IpAddr, bool)> {
+///
+/// # Errors
+/// When this process may not ask: without CAP_NET_RAW.
+pub fn echoes(addrs: &[IpAddr], patience: Duration) -> io::Result<Vec<(IpAddr, bool)>> {
     each(addrs, |addr| echo(addr, patience))
 }
 
 /// Which of these name servers answer.
-pub fn queries(addrs: &[IpAddr], patience: Duration) -> Vec<(IpAddr, bool)> {
+///
+/// # Errors
+/// When there is no socket to ask by.
+pub fn queries(addrs: &[IpAddr], patience: Duration) -> io::Result<Vec<(IpAddr, bool)>> {
     each(addrs, |addr| query(addr, patience))
 }
 
@@ -44,12 +50,13 @@ pub fn knock(addr: SocketAddr, patience: Duration) -> io::Result<()> {
     }
 }
 
-fn each(addrs: &[IpAddr], ask: impl Fn(IpAddr) -> io::Result<bool> + Sync) -> Vec<(IpAddr, bool)> {
+fn each(addrs: &[IpAddr], ask: impl Fn(IpAddr) -> io::Result<bool> + Sync) -> io::Result<Vec<(IpAddr, bool)>> {
     std::thread::scope(|scope| {
         let ask = &ask;
         let threads: Vec<_> = addrs.iter().map(|&addr| (addr, scope.spawn(move || ask(addr)))).collect();
         let join = |(addr, thread): (IpAddr, std::thread::ScopedJoinHandle<'_, io::Result<bool>>)| {
-            (addr, matches!(thread.join(), Ok(Ok(true))))
+            let answered = thread.join().map_err(|_| io::Error::other("the thread that asks panicked"))??;
+            Ok((addr, answered))
         };
         threads.into_iter().map(join).collect()
     })
@@ -73,7 +80,10 @@ fn echo(addr: IpAddr, patience: Duration) -> io::Result<bool> {
     }
     let mut buffer = [0; 512];
     for _ in 0..TIMES {
-        sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty())?;
+        // No route, or a packet filter's drop (EPERM): that is as good as silence.
+        if sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty()).is_err() {
+            return Ok(false);
+        }
         let until = Instant::now() + patience / TIMES;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -98,14 +108,18 @@ fn echo(addr: IpAddr, patience: Duration) -> io::Result<bool> {
 fn query(addr: IpAddr, patience: Duration) -> io::Result<bool> {
     let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.connect((addr, 53))?;
+    if socket.connect((addr, 53)).is_err() {
+        return Ok(false);
+    }
     socket.set_read_timeout(Some(patience / TIMES))?;
     let [a, b]: [u8; 2] = random_bytes()?;
     // One question, recursion desired: the root's name servers (RFC 1035, section 4.1).
     let question = [a, b, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
     let mut buffer = [0; 512];
     for _ in 0..TIMES {
-        socket.send(&question)?;
+        if socket.send(&question).is_err() {
+            return Ok(false);
+        }
         match socket.recv(&mut buffer) {
             Ok(len) if len >= 12 && buffer[..2] == [a, b] && buffer[2] & 0x80 != 0 => return Ok(true),
             _ => {}

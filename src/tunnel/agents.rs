@@ -51,6 +51,8 @@ struct Slot {
     kind: Kind,
     answer: bool,
     id: u32,
+    /// Its packet's length.
+    size: u16,
     len: usize,
     body: [u8; MAX_BODY],
 }
@@ -84,8 +86,8 @@ impl Agents {
     pub fn poll_letter(&self, context: &mut Context<'_>) -> Poll<Letter> {
         self.reader.register(context.waker());
         let slot = self.letters.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        slot.map_or(Poll::Pending, |Slot { peer, kind, answer, id, len, body }| {
-            Poll::Ready(Letter { peer, kind, answer, id, body: body[..len].to_vec(), size: 0 })
+        slot.map_or(Poll::Pending, |Slot { peer, kind, answer, id, size, len, body }| {
+            Poll::Ready(Letter { peer, kind, answer, id, body: body[..len].to_vec(), size })
         })
     }
 
@@ -111,7 +113,8 @@ impl Agents {
         let Some(message) = Message::parse_packet(packet, peer.address, own) else { return false };
         if message.kind != Kind::Probe {
             session.agent = true;
-            return session.letters.take(LETTER, LETTERS, now).is_ok() && self.deliver(peer.key, &message);
+            return session.letters.take(LETTER, LETTERS, now).is_ok()
+                && self.deliver(peer.key, &message, packet.len());
         }
         let run = self.run.load();
         let Some(run) = run.as_ref().filter(|run| run.peer == peer.key) else { return false };
@@ -139,7 +142,7 @@ impl Agents {
         }
     }
 
-    fn deliver(&self, peer: PublicKey, message: &Message<'_>) -> bool {
+    fn deliver(&self, peer: PublicKey, message: &Message<'_>, packet: usize) -> bool {
         let len = message.body.len();
         if len > MAX_BODY {
             return false;
@@ -151,7 +154,8 @@ impl Agents {
         let Message { kind, answer, id, .. } = *message;
         let mut body = [0; MAX_BODY];
         body[..len].copy_from_slice(message.body);
-        letters.push_back(Slot { peer, kind, answer, id, len, body });
+        let size = u16::try_from(packet).unwrap_or(u16::MAX);
+        letters.push_back(Slot { peer, kind, answer, id, size, len, body });
         self.news.store(true, Ordering::Release);
         true
     }

@@ -1,7 +1,7 @@
 //! The interfaces by which exit traffic leaves, whose traffic that is, and how it is masqueraded.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -97,6 +97,11 @@ pub(super) fn private(facts: &HostFacts, family: Family, exit: &str) -> String {
     });
     let nets = PRIVATE.iter().chain(attached.map(|route| &route.destination));
     set(nets.filter(|net| Family::of(net) == family)).unwrap_or_default()
+}
+
+/// Whether an exit would carry a packet to this address, as far as the address alone tells.
+pub fn is_public(addr: IpAddr) -> bool {
+    !PRIVATE.iter().any(|net| net.contains(&addr))
 }
 
 const PRIVATE: [IpNet; 15] = [

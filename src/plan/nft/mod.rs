@@ -25,7 +25,7 @@ mod publish;
 mod sources;
 mod text;
 
-pub use exits::Exits;
+pub use exits::{Exits, is_public};
 pub use guard::{guard, holds};
 
 pub(super) use exits::outside;
