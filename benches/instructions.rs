@@ -25,7 +25,7 @@ const CASES: [(&str, usize, u64); 7] = [
     ("lookup", LOOKUPS, 645),
     ("seal", SEGMENTS, 1065),
     ("seal-small", SEGMENTS, 840),
-    ("open", SEGMENTS, 605),
+    ("open", SEGMENTS, 640),
 ];
 const LOOKUPS: usize = 1024;
 
