@@ -75,7 +75,7 @@ impl Namespace {
 }
 
 /// Namespaces are a thread's; this one's stays.
-fn on_a_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn on_a_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("namespace".into()).spawn_scoped(scope, f)?;
         thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
@@ -194,7 +194,8 @@ impl Container {
     }
 }
 
-fn end(name: &str, mac: Mac, mtu: u32) -> LinkMessage {
+/// One end of a pair.
+pub(super) fn end(name: &str, mac: Mac, mtu: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));

@@ -13,10 +13,11 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns, unshare};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 
 use super::Error;
+use super::container::{end, on_a_thread};
 use super::netlink::Netlink;
 use super::tries;
 use crate::key::random_bytes;
@@ -57,7 +58,7 @@ impl Visitor {
             addresses.extend(free.map(|addr| (addr, *gateway)));
         }
         let failed = |what: &'static str| move |source| Error::Netlink { what: what.to_owned(), source };
-        let namespace = in_thread(|| {
+        let namespace = on_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             // Its addresses were looked for already.
             for name in ["all", "default"] {
@@ -78,7 +79,7 @@ impl Visitor {
     /// # Errors
     /// Those of `f`.
     pub fn within<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        in_thread(|| {
+        on_a_thread(|| {
             setns(&self.namespace, CloneFlags::CLONE_NEWNET)?;
             f()
         })
@@ -152,14 +153,6 @@ async fn pair(netlink: &Netlink, namespace: &File, bridge: u32, mtu: u32) -> Res
     nix::net::if_::if_nametoindex(name.as_str()).map_err(|error| failed("veth")(error.into()))
 }
 
-fn end(name: &str, mac: [u8; 6], mtu: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-    message.attributes.push(LinkAttribute::Mtu(mtu));
-    message
-}
-
 /// Addresses and default routes, on a thread inside.
 fn furnish(addresses: &[(IpAddr, IpNet)]) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -179,13 +172,5 @@ fn furnish(addresses: &[(IpAddr, IpNet)]) -> io::Result<()> {
             netlink.add_route(&route, &links, false).await.map_err(refused)?;
         }
         Ok(())
-    })
-}
-
-/// Namespaces are a thread's; this one's stays.
-fn in_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("namespace".into()).spawn_scoped(scope, f)?;
-        thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
 }
