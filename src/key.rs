@@ -1,13 +1,17 @@
-//! The three kinds of key of WireGuard, as base64 text and as bytes.
+//! The three kinds of key of WireGuard, as base64 text and as bytes, and the one that signs news of the mesh.
 //!
 //! Secrets are wiped when dropped and never appear in `Debug`, so that no log at any level can hold one.
 
 use std::fmt;
 use std::str::FromStr;
 
+mod sign;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+pub use sign::{SIGNATURE, SigningKey, VerifyingKey};
 
 /// Why a text is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -5,6 +5,8 @@
 //! Writing: the text goes to a hidden file in the same folder, which is synced and then takes its name in one step, so
 //! that a crash or a full disk leaves the old state or the new one. Hidden files are never read.
 
+mod edit;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -16,6 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{self, Config, Files, MAX_FILE, Problem, Psk, SourceFile, printable};
 use crate::key::PrivateKey;
+pub use edit::{Edit, Undo};
 
 /// Why the folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -270,6 +273,17 @@ pub fn replace(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     put(path, text, mode, |temporary| fs::rename(temporary, path))
 }
 
+/// Deletes a file, if there is one.
+///
+/// # Errors
+/// As the kernel gives; then it stands.
+pub fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
+        _ => sync_parent(path).map_err(|error| io_error(path, error)),
+    }
+}
+
 /// A file that was taken out of use and can be put back with its owner and mode.
 #[derive(Debug)]
 #[must_use]
@@ -322,6 +336,19 @@ pub fn lock(dir: &Path) -> Result<Flock<File>, Error> {
         _ => io_error(dir, error),
     })?;
     Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| io_error(dir, errno.into()))
+}
+
+/// The same without waiting: `None` while another has it.
+///
+/// # Errors
+/// As the kernel gives.
+pub fn try_lock(dir: &Path) -> Result<Option<Flock<File>>, Error> {
+    let folder = File::open(dir).map_err(|error| io_error(dir, error))?;
+    match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(io_error(dir, errno.into())),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

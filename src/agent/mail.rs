@@ -14,9 +14,9 @@ use crate::channel::{Allowance, Due, Exchange, Kind, Letter, Received};
 use crate::key::PublicKey;
 use crate::tunnel::Outbox;
 
-/// Questions of `meshd doctor` that are answered at a time: an answer may take a second.
-const MAX_EXAMS: usize = 64;
-const MAX_EXAMS_OF_ONE: usize = 20;
+/// Requests that take a while, such as those of `meshd doctor`, that are answered at a time.
+const MAX_SLOW: usize = 64;
+const MAX_SLOW_OF_ONE: usize = 20;
 
 /// What is under way between this agent and others.
 pub(super) struct Mail {
@@ -24,8 +24,8 @@ pub(super) struct Mail {
     /// Who waits for which answer.
     waiting: Mutex<HashMap<u32, oneshot::Sender<Vec<u8>>>>,
     outbox: Mutex<Outbox>,
-    /// Peers that are being told how this host is.
-    exams: Mutex<Vec<(PublicKey, u32)>>,
+    /// Requests that take a while and are being answered.
+    slow: Mutex<Vec<(PublicKey, u32)>>,
     /// Held while this host is looked at.
     pub(super) looking: AsyncMutex<()>,
     /// How often a peer has had this host looked at.
@@ -40,7 +40,7 @@ impl Mail {
             exchange: Mutex::default(),
             waiting: Mutex::default(),
             outbox: Mutex::default(),
-            exams: Mutex::default(),
+            slow: Mutex::default(),
             looking: AsyncMutex::default(),
             looks: Mutex::default(),
             asked: Notify::new(),
@@ -48,19 +48,19 @@ impl Mail {
     }
 
     /// False when this one is under way already, or as many as may be.
-    fn begin_exam(&self, letter: &Letter) -> bool {
-        let mut exams = self.exams.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_one = exams.iter().filter(|(peer, _)| *peer == letter.peer).count();
-        let free = exams.len() < MAX_EXAMS && of_one < MAX_EXAMS_OF_ONE && !exams.contains(&(letter.peer, letter.id));
+    fn begin_slow(&self, letter: &Letter) -> bool {
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = slow.iter().filter(|(peer, _)| *peer == letter.peer).count();
+        let free = slow.len() < MAX_SLOW && of_one < MAX_SLOW_OF_ONE && !slow.contains(&(letter.peer, letter.id));
         if free {
-            exams.push((letter.peer, letter.id));
+            slow.push((letter.peer, letter.id));
         }
         free
     }
 
-    fn end_exam(&self, letter: &Letter) {
-        let mut exams = self.exams.lock().unwrap_or_else(PoisonError::into_inner);
-        exams.retain(|exam| *exam != (letter.peer, letter.id));
+    fn end_slow(&self, letter: &Letter) {
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        slow.retain(|one| *one != (letter.peer, letter.id));
     }
 
     /// One look at this host for a peer; an error says how long it has to wait.
@@ -114,7 +114,7 @@ impl Running {
     /// Takes letters and repeats what is due, until it is dropped.
     pub(super) async fn serve_mail(&self) {
         // What takes longer than an answer from memory; the letters go on meanwhile.
-        let mut exams = FuturesUnordered::new();
+        let mut slow = FuturesUnordered::new();
         loop {
             let due = self.mail.exchange().next_due();
             let due = async {
@@ -126,12 +126,12 @@ impl Running {
             tokio::select! {
                 letter = poll_fn(|context| self.device.agents.poll_letter(context)) => {
                     if let Some(letter) = self.receive(letter)
-                        && self.mail.begin_exam(&letter)
+                        && self.mail.begin_slow(&letter)
                     {
-                        exams.push(self.answer_exam(letter));
+                        slow.push(self.answer_slowly(letter));
                     }
                 }
-                Some(()) = exams.next() => {}
+                Some(()) = slow.next() => {}
                 () = due => self.repeat(),
                 () = self.mail.asked.notified() => {}
             }
@@ -148,7 +148,7 @@ impl Running {
                     let _ = waiting.send(letter.body.clone());
                 }
             }
-            Received::Request if letter.kind == Kind::Doctor => return Some(letter),
+            Received::Request if letter.kind.takes_a_while() => return Some(letter),
             Received::Request => {
                 if let Some(body) = self.answer(&letter) {
                     let answer = self.mail.exchange().answer(letter.peer, letter.kind, letter.id, body).clone();
@@ -161,12 +161,16 @@ impl Running {
         None
     }
 
-    async fn answer_exam(&self, letter: Letter) {
-        if let Some((size, body)) = self.examined(&letter).await {
+    async fn answer_slowly(&self, letter: Letter) {
+        let answer = match letter.kind {
+            Kind::Doctor => self.examined(&letter).await,
+            _ => None,
+        };
+        if let Some((size, body)) = answer {
             let answer = self.mail.exchange().answer_in(size, letter.peer, letter.kind, letter.id, body).clone();
             self.post(&answer);
         }
-        self.mail.end_exam(&letter);
+        self.mail.end_slow(&letter);
     }
 
     fn repeat(&self) {

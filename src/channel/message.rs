@@ -43,6 +43,35 @@ pub enum Kind {
     Probe = 3,
     /// Asks how the other side is: see [`crate::doctor::exam::Request`].
     Doctor = 4,
+    /// Redeems an invitation: see [`crate::enroll`]. The only kind that a throwaway key may send.
+    Enroll = 5,
+    /// What an inviter says of its mesh: see [`crate::mesh::news`].
+    News = 6,
+    /// Finds a direct path to a peer that is reached through another: see [`crate::mesh::direct`].
+    Direct = 7,
+    /// Agrees on new keys: see [`crate::agent`].
+    Rotate = 8,
+}
+
+impl Kind {
+    /// Whether a request of this kind is answered from more than memory.
+    pub fn takes_a_while(self) -> bool {
+        matches!(self, Self::Doctor | Self::News | Self::Rotate)
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Hello,
+            2 => Self::Bench,
+            3 => Self::Probe,
+            4 => Self::Doctor,
+            5 => Self::Enroll,
+            6 => Self::News,
+            7 => Self::Direct,
+            8 => Self::Rotate,
+            _ => return None,
+        })
+    }
 }
 
 /// What one agent says to another.
@@ -63,13 +92,7 @@ impl<'a> Message<'a> {
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (&[version, kind, high, low, id @ ..], rest) = bytes.split_first_chunk::<HEADER>()?;
         let body = rest.get(..usize::from(u16::from_be_bytes([high, low])))?;
-        let of = match kind & !ANSWER {
-            1 => Kind::Hello,
-            2 => Kind::Bench,
-            3 => Kind::Probe,
-            4 => Kind::Doctor,
-            _ => return None,
-        };
+        let of = Kind::of(kind & !ANSWER)?;
         (version == VERSION).then_some(Self { kind: of, answer: kind & ANSWER != 0, id: u32::from_be_bytes(id), body })
     }
 
@@ -169,7 +192,7 @@ mod tests {
     proptest! {
         #[test]
         fn messages_survive_the_packet(
-            kind in prop::sample::select(vec![Kind::Hello, Kind::Bench, Kind::Probe, Kind::Doctor]),
+            kind in prop::sample::select(vec![Kind::Hello, Kind::Bench, Kind::Probe, Kind::Doctor, Kind::Enroll, Kind::Rotate]),
             answer: bool,
             id: u32,
             body in prop::collection::vec(any::<u8>(), 0..=MAX_BODY),

@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result
     check.permitted();
     check.endpoints();
     check.published();
+    check.relays();
     check.problems.into_result()
 }
 
@@ -135,6 +136,35 @@ impl Check<'_> {
             if self.config.peer(name).is_none() {
                 let message = format!("{context}: egress {} names no peer; {peers}", quote(name));
                 self.host_problem(&format!("{key}[{index}]"), message);
+            }
+        }
+    }
+
+    /// Who is reached through another is so through one that is not, and what is a LAN of a peer is behind it.
+    fn relays(&mut self) {
+        let config = self.config;
+        let names = list_of_names(config.peers.iter().map(|peer| &peer.name));
+        for peer in &config.peers {
+            for (key, name) in [("via", &peer.via), ("introduced_by", &peer.introduced_by)] {
+                let Some(name) = name else { continue };
+                let why = match config.peer(name) {
+                    None => format!("names no peer; peers are: {names}"),
+                    Some(other) if other.name == peer.name => "is this peer itself".to_owned(),
+                    Some(other) if key == "via" && other.via.is_some() => {
+                        "is itself reached through another; write one that this host reaches directly".to_owned()
+                    }
+                    Some(other) if key == "via" && !other.trusted() => {
+                        "is a client or held back by allow; write a host that relays".to_owned()
+                    }
+                    Some(_) => continue,
+                };
+                self.peer_problem(peer, key, format!("{key} {} {why}", quote(name)));
+            }
+            for (index, lan) in peer.lans.iter().enumerate() {
+                if !peer.subnets.contains(lan) {
+                    let message = format!("lans {} is not among subnets; write it there too", quote(&lan.to_string()));
+                    self.peer_problem(peer, &format!("lans[{index}]"), message);
+                }
             }
         }
     }

@@ -16,6 +16,8 @@ use crate::key::{KeyError, PrivateKey};
 pub const DEFAULT_INTERFACE: &str = "mesh0";
 /// When `meshd.toml` says nothing else.
 pub const DEFAULT_LISTEN_PORT: u16 = 51820;
+/// When `meshd.toml` says nothing else.
+pub const DEFAULT_DOMAIN: &str = "mesh";
 /// When `meshd.toml` says nothing else: what is left of 1500 bytes with IPv6 and WireGuard around it.
 pub const DEFAULT_MTU: u16 = 1420;
 
@@ -109,6 +111,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
         let mtu = reader.integer(&mut top, "mtu", MTU, "; IPv6 needs 1280");
         let workers = reader.integer(&mut top, "workers", 1..=MAX_WORKERS, "");
         let copy_dscp = reader.boolean(&mut top, "copy_dscp");
+        let domain = reader.string(&mut top, "domain", value::domain);
         let bridges = reader.sections(&mut top, "bridge").into_iter().map(|at| bridge(reader, at)).collect::<Vec<_>>();
         let lans = reader.sections(&mut top, "lan").into_iter().map(|at| lan(reader, at)).collect::<Vec<_>>();
         let exit = reader.section(&mut top, "exit").map(|at| exit(reader, at));
@@ -128,6 +131,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
             lans: lans.into_iter().flatten().collect(),
             exit,
             publish: publish.into_iter().flatten().collect(),
+            domain: domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
         })
     })
 }
@@ -253,6 +257,11 @@ fn peer(
         let keepalive = reader.integer(&mut top, "persistent_keepalive", 0..=u16::MAX, " seconds; 0 is off");
         let client = reader.boolean(&mut top, "client");
         let allow = reader.strings(&mut top, "allow", allow::allow);
+        let lans = reader.strings(&mut top, "lans", value::subnet);
+        let via = reader.string(&mut top, "via", |name| Ok(name.to_owned()));
+        let introduced_by = reader.string(&mut top, "introduced_by", |name| Ok(name.to_owned()));
+        let inviter_key =
+            reader.string(&mut top, "inviter_key", |text| text.parse().map_err(|error: KeyError| error.to_string()));
         reader.finish(&top);
         Some(Peer {
             name: checked_name.ok()?,
@@ -264,6 +273,10 @@ fn peer(
             persistent_keepalive: keepalive.filter(|&seconds| seconds > 0),
             client: client.unwrap_or(false),
             allow,
+            lans: lans.unwrap_or_default(),
+            via,
+            introduced_by,
+            inviter_key,
         })
     })
 }

@@ -10,6 +10,7 @@
 
 mod allow;
 mod check;
+pub mod edit;
 mod file;
 mod problem;
 mod reader;
@@ -22,10 +23,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::key::{PresharedKey, PrivateKey, PublicKey};
+use crate::key::{PresharedKey, PrivateKey, PublicKey, VerifyingKey};
 
 pub use allow::{Allow, Place, Service, allow, service};
-pub use file::{DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of};
+pub use file::{
+    DEFAULT_DOMAIN, DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of,
+};
 pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
 
@@ -67,6 +70,8 @@ pub struct Host {
     pub exit: Option<Exit>,
     /// Ports handed to containers.
     pub publish: Vec<Publish>,
+    /// What names of hosts and containers end in.
+    pub domain: String,
 }
 
 /// A container bridge of this host.
@@ -165,6 +170,14 @@ pub struct Peer {
     pub client: bool,
     /// What it may reach at and through this host; `None` is the mesh for a host and nothing for a client.
     pub allow: Option<Vec<Allow>>,
+    /// Those of `subnets` that are LANs, not bridges.
+    pub lans: Vec<IpNet>,
+    /// The peer through which it is reached while no direct path stands.
+    pub via: Option<String>,
+    /// The peer whose news brought it, and keep it in step.
+    pub introduced_by: Option<String>,
+    /// What its news of the mesh are signed with; only whose is here may introduce others.
+    pub inviter_key: Option<VerifyingKey>,
 }
 
 impl Peer {

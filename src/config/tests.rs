@@ -130,6 +130,7 @@ to = "10.89.2.10:443"
                     ports: 443.into(),
                     to: "10.89.2.10:443".parse().unwrap()
                 }],
+                domain: "mesh".to_owned(),
             },
             private_key: OWN.parse().unwrap(),
             peers: vec![
@@ -154,6 +155,10 @@ to = "10.89.2.10:443"
                     persistent_keepalive: Some(25),
                     client: false,
                     allow: None,
+                    lans: Vec::new(),
+                    via: None,
+                    introduced_by: None,
+                    inviter_key: None,
                 },
             ],
         }

@@ -22,6 +22,15 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// What names in the mesh end in: one or more labels.
+pub fn domain(text: &str) -> Result<String, String> {
+    if text.len() <= 190 && text.split('.').all(|label| name(label).is_ok()) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a domain such as mesh or mesh.example.net".into())
+    }
+}
+
 /// The name of a network interface: the rules of the kernel's `dev_valid_name()`, and no character that nft(8) or a
 /// shell would read as something else.
 pub fn interface(text: &str) -> Result<String, String> {

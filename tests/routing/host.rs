@@ -157,6 +157,10 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
         persistent_keepalive: None,
         client: false,
         allow: None,
+        lans: Vec::new(),
+        via: None,
+        introduced_by: None,
+        inviter_key: None,
     }
 }
 
@@ -174,6 +178,7 @@ fn config(name: &str, addresses: &[&str], bridge: Bridge, peers: Vec<Peer>) -> C
         lans: Vec::new(),
         exit: None,
         publish: Vec::new(),
+        domain: "mesh".to_owned(),
     };
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }
