@@ -8,7 +8,7 @@
 //! | `agent` | the supervisor |
 //! | `failure` | how a command fails |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
-//! | `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
+//! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
 pub mod bench;
@@ -18,10 +18,12 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod doctor;
+pub mod enroll;
 pub mod failure;
 pub mod host;
 pub mod key;
 pub mod leaktest;
+pub mod mesh;
 pub mod packet;
 pub mod plan;
 pub mod store;

@@ -45,9 +45,9 @@ pub enum Kind {
     Doctor = 4,
     /// Redeems an invitation: see [`crate::enroll`]. The only kind that a throwaway key may send.
     Enroll = 5,
-    /// What an inviter says of its mesh: see [`crate::mesh::news`].
+    /// What an inviter says of its mesh: see [`crate::mesh`].
     News = 6,
-    /// Finds a direct path to a peer that is reached through another: see [`crate::mesh::direct`].
+    /// Finds a direct path to a peer that is reached through another: see [`crate::mesh`].
     Direct = 7,
     /// Agrees on new keys: see [`crate::agent`].
     Rotate = 8,

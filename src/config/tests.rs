@@ -144,6 +144,10 @@ to = "10.89.2.10:443"
                     persistent_keepalive: None,
                     client: true,
                     allow: Some(vec![allow("10.89.2.0/24").unwrap(), allow("host tcp/22").unwrap()]),
+                    lans: Vec::new(),
+                    via: None,
+                    introduced_by: None,
+                    inviter_key: None,
                 },
                 Peer {
                     name: "vps".into(),
@@ -214,7 +218,7 @@ to = "10.89.2.10"
             "meshd.toml:4: listen_port 70000: expected 0 to 65535; 0 picks one",
             "meshd.toml:5: mtu: expected a whole number, found the string \"1420\"",
             "meshd.toml:6: unknown key \"colour\"; known keys: name, interface, addresses, listen_port, endpoint, mtu, \
-             workers, copy_dscp, bridge, lan, exit, publish",
+             workers, copy_dscp, domain, bridge, lan, exit, publish",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
             "meshd.toml:11: bridge \"br0\": egress: expected a string or a list of strings, found true",
@@ -470,7 +474,7 @@ fn a_hostile_peer_is_refused_before_anything_is_applied() {
         &[
             "peers/vps.toml:2: endpoint \"\\u{1b}[2Jvps\": expected HOST:PORT such as vps.example.net:51820",
             "peers/vps.toml:3: unknown key \"\\u{1b}[2J\"; known keys: public_key, preshared_key, preshared_key_file, endpoint, \
-         addresses, subnets, persistent_keepalive, client, allow",
+         addresses, subnets, persistent_keepalive, client, allow, lans, via, introduced_by, inviter_key",
         ],
     );
 }
