@@ -334,8 +334,10 @@ fn take_run_dir(run_dir: &Path) -> Result<RunLock, LockError> {
     let dying = || {
         // Threads that are about to end hold the socket, and so does that nft: one that takes connections need not live.
         let silent = Client::connect(run_dir).is_err();
-        let patience = if silent { control::DEATH_LIMIT } else { Duration::from_millis(200) };
-        control::running(run_dir).is_none_or(|agent| agent.wait(patience))
+        control::running(run_dir).is_none_or(|agent| {
+            let patience = if silent || agent.is_dying() { control::DEATH_LIMIT } else { Duration::from_millis(200) };
+            agent.wait(patience)
+        })
     };
     let deadline = Instant::now() + control::DEATH_LIMIT;
     loop {

@@ -18,7 +18,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::socket::ensure_dir;
 
 /// From SIGKILL to the end of a process: its threads have to leave the kernel first.
-pub const DEATH_LIMIT: Duration = Duration::from_secs(2);
+pub const DEATH_LIMIT: Duration = Duration::from_secs(5);
+/// SIGKILL in the sets of signals of proc(5).
+const KILL: u64 = 1 << (libc::SIGKILL - 1);
 
 /// The pid file's name in the run directory.
 pub const PID_FILE: &str = "meshd.pid";
@@ -122,6 +124,16 @@ pub fn running(run_dir: &Path) -> Option<Running> {
 }
 
 impl Running {
+    /// Whether it was killed and has yet to let go of what it holds: all its threads have to end first.
+    pub fn is_dying(&self) -> bool {
+        let Some(pid) = self.pid else { return false };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let killed =
+            |key| value(key).and_then(|hex| u64::from_str_radix(hex, 16).ok()).is_some_and(|set| set & KILL != 0);
+        value("State:").is_some_and(|state| state.starts_with(['Z', 'X'])) || killed("SigPnd:") || killed("ShdPnd:")
+    }
+
     /// Waits until the process has ended. False when it has not within `limit`.
     pub fn wait(&self, limit: Duration) -> bool {
         let Some(process) = &self.process else { return !is_held(&self.pid_file) };
