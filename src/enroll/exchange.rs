@@ -250,6 +250,7 @@ mod tests {
             endpoint: None,
             client: false,
             allow: Vec::new(),
+            inviter_key: None,
         }
     }
 

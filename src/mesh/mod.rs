@@ -32,6 +32,23 @@ pub struct Member {
     /// As in `peers/NAME.toml`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
+    /// In an offer: what its own news are signed with, as the inviter trusts them. In news nobody vouches for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inviter_key: Option<String>,
+}
+
+/// Whom this host introduces: its own peers, hosts that it trusts and clients. Those that it knows from others, the others
+/// introduce.
+pub fn members(config: &Config) -> Vec<Member> {
+    let own = |peer: &&Peer| peer.introduced_by.is_none() && (peer.client || peer.trusted());
+    config.peers.iter().filter(own).map(Member::of).collect()
+}
+
+/// What a new host is told: the members, but not itself, and whose news it may believe.
+pub fn offered(config: &Config, to: &PublicKey) -> Vec<Member> {
+    let key = |member: &Member| config.peer(&member.name)?.inviter_key.map(|key| key.to_string());
+    let others = members(config).into_iter().filter(|member| member.public_key != *to);
+    others.map(|member| Member { inviter_key: key(&member), ..member }).collect()
 }
 
 impl Member {
@@ -49,6 +66,7 @@ impl Member {
             endpoint: host.endpoint.as_ref().map(Endpoint::to_string),
             client: false,
             allow: Vec::new(),
+            inviter_key: None,
         }
     }
 
@@ -64,6 +82,7 @@ impl Member {
             endpoint: peer.endpoint.as_ref().map(Endpoint::to_string),
             client: peer.client,
             allow: allow.iter().map(ToString::to_string).collect(),
+            inviter_key: None,
         }
     }
 
