@@ -11,6 +11,7 @@
 
 mod answer;
 mod detach;
+mod direct;
 mod doctor;
 mod egress;
 mod endpoints;
@@ -41,6 +42,7 @@ use crate::host::{self, News, Reconciler, Rivals, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
+use direct::Directs;
 use egress::Exits;
 use endpoints::Endpoints;
 pub use leaks::{LeaktestOptions, leaktest};
@@ -159,6 +161,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.follow_names() => {}
         () = running.watch_exits() => {}
         () = running.watch_paths() => {}
+        () = running.find_direct_paths() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -211,6 +214,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         mail: Mail::new(),
         benches: Benches::default(),
         paths: Paths::default(),
+        directs: Directs::default(),
         ending: watch::channel(false).0,
     })
 }

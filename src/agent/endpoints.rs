@@ -47,6 +47,7 @@ impl Endpoints {
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: config.allowed_ips(peer),
             deliver: peer.trusted(),
+            via: peer.via.as_ref().and_then(|name| Some(config.peer(name)?.public_key)),
         };
         config.peers.iter().map(settings).collect()
     }

@@ -8,6 +8,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use super::answer::Benches;
+use super::direct::Directs;
 use super::egress::Exits;
 use super::endpoints::Endpoints;
 use super::mail::Mail;
@@ -41,6 +42,8 @@ pub(super) struct Running {
     pub(super) benches: Benches,
     /// Over IPv6, to peers.
     pub(super) paths: Paths,
+    /// To peers that are reached through another.
+    pub(super) directs: Directs,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -379,5 +382,6 @@ fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {
         tx_bytes: snapshot.tx_bytes,
         state: snapshot.state,
         persistent_keepalive: settings.persistent_keepalive,
+        path: snapshot.relayed.map_or_else(|| "direct".into(), |relay| format!("via {}", name_of(config, &relay))),
     }
 }

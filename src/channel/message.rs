@@ -56,7 +56,7 @@ pub enum Kind {
 impl Kind {
     /// Whether a request of this kind is answered from more than memory.
     pub fn takes_a_while(self) -> bool {
-        matches!(self, Self::Doctor | Self::News | Self::Rotate)
+        matches!(self, Self::Direct | Self::Doctor | Self::News | Self::Rotate)
     }
 
     fn of(number: u8) -> Option<Self> {

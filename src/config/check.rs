@@ -133,10 +133,15 @@ impl Check<'_> {
 
     fn egress(&mut self, context: &str, key: &str, egress: &Egress, peers: &str) {
         for (index, name) in egress.exits().iter().enumerate() {
-            if self.config.peer(name).is_none() {
-                let message = format!("{context}: egress {} names no peer; {peers}", quote(name));
-                self.host_problem(&format!("{key}[{index}]"), message);
-            }
+            let why = match self.config.peer(name) {
+                None => format!("names no peer; {peers}"),
+                // What goes to the internet would leave by the relay's own exit.
+                Some(peer) if peer.via.is_some() => {
+                    "is reached via another peer; write one that this host reaches directly".to_owned()
+                }
+                Some(_) => continue,
+            };
+            self.host_problem(&format!("{key}[{index}]"), format!("{context}: egress {} {why}", quote(name)));
         }
     }
 

@@ -102,6 +102,13 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// Seconds.
     pub persistent_keepalive: Option<u16>,
+    /// How packets for it go now: `direct`, or `via NAME` of the peer that relays them.
+    #[serde(default = "direct")]
+    pub path: String,
+}
+
+fn direct() -> String {
+    "direct".to_owned()
 }
 
 /// One bridge of [`Status`].

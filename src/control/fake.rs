@@ -45,6 +45,7 @@ pub(crate) fn status() -> api::Status {
                 tx_bytes: 89,
                 state: PeerState::Up,
                 persistent_keepalive: Some(25),
+                path: "direct".into(),
             },
             api::PeerStatus {
                 name: "phone".to_owned(),
@@ -58,6 +59,7 @@ pub(crate) fn status() -> api::Status {
                 tx_bytes: 0,
                 state: PeerState::Down,
                 persistent_keepalive: None,
+                path: "direct".into(),
             },
         ],
         bridges: vec![api::BridgeStatus {

@@ -26,6 +26,8 @@ mod handshake;
 mod knocks;
 mod message;
 mod peer;
+mod relay;
+mod snapshot;
 mod table;
 #[cfg(all(test, feature = "virtual-time"))]
 mod virtual_time;
@@ -34,7 +36,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -44,9 +46,9 @@ pub use agents::Agents;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 pub use egress::{Egress, Local};
 pub use knocks::{Knock, KnockCause};
+pub use snapshot::{PeerSnapshot, PeerState};
 
 use crate::channel::address;
-use crate::config::EVERYTHING;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
@@ -84,39 +86,8 @@ pub struct PeerSettings {
     pub allowed_ips: Vec<IpNet>,
     /// Whether it may bring what strangers send to containers here, under their addresses.
     pub deliver: bool,
-}
-
-/// What is known about a peer at one moment.
-#[derive(Debug, Clone)]
-pub struct PeerSnapshot {
-    /// As configured; `endpoint` is the current one.
-    pub settings: PeerSettings,
-    /// When the last handshake completed.
-    pub latest_handshake: Option<SystemTime>,
-    /// Bytes of authenticated UDP payload received, as wg(8) counts.
-    pub rx_bytes: u64,
-    /// Bytes of UDP payload sent, as wg(8) counts.
-    pub tx_bytes: u64,
-    /// Whether a session stands.
-    pub state: PeerState,
-    /// For how long its handshake has had no answer; zero when none is under way.
-    pub unanswered: Duration,
-    /// When the last authenticated packet came.
-    pub heard: Option<Instant>,
-    /// Whether its agent has ever written to this one.
-    pub agent: bool,
-}
-
-/// How a peer fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PeerState {
-    /// A session stands.
-    Up,
-    /// A handshake is under way.
-    Connecting,
-    /// Neither.
-    Down,
+    /// The peer through which it is reached while no direct path is held good, see [`Device::set_direct`].
+    pub via: Option<PublicKey>,
 }
 
 /// Packets that went nowhere, by reason. The kernel's WireGuard shows the same as interface errors.
@@ -181,7 +152,10 @@ impl Device {
     pub fn seal(&self, header: VnetHeader, buffer: &mut [u8], len: usize, out: &mut Outbox, now: Instant) {
         let table = self.table.load();
         let Some(dst) = ip::destination(&buffer[..len]) else { return count(&self.drops.malformed) };
-        let peer = table.route(dst).or_else(|| table.route_beyond(&buffer[..len], &self.flows));
+        let peer = match table.route(dst) {
+            Some(peer) => table.carrier(peer),
+            None => table.route_beyond(&buffer[..len], &self.flows).filter(|peer| !peer.relay.carries()),
+        };
         let Some(peer) = peer else { return count(&self.drops.unroutable) };
         let mut session = peer.lock();
         let mtu = self.mtu.load(Ordering::Relaxed).into();
@@ -335,20 +309,6 @@ impl Device {
         self.table.load().private_key.clone()
     }
 
-    /// All peers, in the order of their public keys.
-    pub fn peers(&self, now: Instant) -> Vec<PeerSnapshot> {
-        let table = self.table.load();
-        let snapshot = |peer: &Arc<Peer>| {
-            let mut snapshot = snapshot(&peer.lock(), now);
-            if table.beyond.is_exit(&peer.key) {
-                snapshot.settings.allowed_ips.extend(EVERYTHING);
-                snapshot.settings.allowed_ips.sort();
-            }
-            snapshot
-        };
-        table.peers.values().map(snapshot).collect()
-    }
-
     /// Handshakes that came to nothing lately, the latest first.
     pub fn knocks(&self, now: Instant) -> Vec<Knock> {
         self.knocks.list(now)
@@ -397,7 +357,9 @@ impl Device {
             .collect();
         let peer = |key: &PublicKey| peers.iter().find(|(peer, _)| peer.key == *key).map(|(peer, _)| Arc::clone(peer));
         let beyond = Beyond::new(local, peer, &old.beyond, now);
-        self.table.store(Arc::new(Table::new(base.private_key, base.gate, base.unlimited, peers, beyond)));
+        let table = Table::new(base.private_key, base.gate, base.unlimited, peers, beyond);
+        table.connect();
+        self.table.store(Arc::new(table));
     }
 }
 
@@ -411,7 +373,7 @@ struct Opener<'t> {
     wall: SystemTime,
     /// The peer of the previous data message, still locked.
     held: Option<(&'t Arc<Peer>, MutexGuard<'t, Session>)>,
-    /// The source address last found to be the held peer's.
+    /// The source address last found to be the held peer's, or of one whose relay it is.
     proven: Option<IpAddr>,
     /// The same for addresses beyond the mesh.
     foreign: Foreign,
@@ -441,7 +403,7 @@ impl Opener<'_> {
                     if self.foreign.source() != Some(source)
                         && let Some(owner) = self.table.route(source)
                     {
-                        let own = Arc::ptr_eq(owner, peer);
+                        let own = Arc::ptr_eq(owner, peer) || owner.relay.is(peer.index);
                         self.proven = own.then_some(source);
                         return own;
                     }
@@ -473,20 +435,6 @@ fn empty_table(private_key: PrivateKey, now: Instant) -> Table {
     let gate = Arc::new(Gate::new(&public_key, now));
     let unlimited = Arc::new(RateLimiter::new(&public_key.to_dalek(), u64::MAX));
     Table::new(private_key, gate, unlimited, Vec::new(), Beyond::empty())
-}
-
-fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
-    let (rx_bytes, tx_bytes) = session.counters();
-    PeerSnapshot {
-        settings: PeerSettings { endpoint: session.endpoint(), ..session.settings().clone() },
-        latest_handshake: session.latest_handshake(),
-        rx_bytes,
-        tx_bytes,
-        state: session.state(now),
-        unanswered: session.unanswered(now),
-        heard: session.heard(),
-        agent: session.agent,
-    }
 }
 
 fn count(drops: &AtomicU64) {

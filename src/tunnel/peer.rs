@@ -13,6 +13,8 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
+use super::relay::Relay;
+use super::handshake::LONGEST;
 use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
 use crate::key::{PrivateKey, PublicKey};
@@ -26,6 +28,8 @@ pub(super) struct Peer {
     pub(super) index: u32,
     /// Of its agent.
     pub(super) address: Ipv6Addr,
+    /// Through whom its packets go.
+    pub(super) relay: Relay,
     session: Mutex<Session>,
 }
 
@@ -103,7 +107,7 @@ impl Peer {
             heard: None,
         };
         let key = session.settings.public_key;
-        Self { key, index, address: address::of(&key), session: Mutex::new(session) }
+        Self { key, index, address: address::of(&key), relay: Relay::none(), session: Mutex::new(session) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Session> {
@@ -174,6 +178,9 @@ impl Session {
         if self.has_session() {
             return self.say(packet, out, now);
         }
+        if self.waits_for_a_call() {
+            return false;
+        }
         let Some(path) = self.path else { return false };
         let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(out.spare(), false) else {
             return false;
@@ -183,10 +190,34 @@ impl Session {
         true
     }
 
+    /// Begins a handshake by one initiation to each of `remotes`, also when another one is under way.
+    pub(super) fn call(&mut self, remotes: &[SocketAddr], out: &mut Outbox, now: Instant) -> bool {
+        let Some((&first, rest)) = remotes.split_first() else { return false };
+        if !out.fits(LONGEST * rest.len()) {
+            return false;
+        }
+        let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(out.spare(), true) else {
+            return false;
+        };
+        let (sent, mut copy) = (Sent::of(datagram), [0; LONGEST]);
+        copy[..sent.len].copy_from_slice(datagram);
+        self.commit(&sent, Path { remote: first, local: None }, out, now);
+        for &remote in rest {
+            out.spare()[..sent.len].copy_from_slice(&copy[..sent.len]);
+            self.commit(&sent, Path { remote, local: None }, out, now);
+        }
+        true
+    }
+
+    /// Whether nothing but [`Session::call`] may begin a handshake.
+    fn waits_for_a_call(&self) -> bool {
+        self.settings.via.is_some() && !self.has_session()
+    }
+
     /// Seals a packet of this agent's own. False when it goes nowhere.
     #[inline(never)]
     pub(super) fn say(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
-        self.seal(packet, 0, out, now).is_ok()
+        !self.waits_for_a_call() && self.seal(packet, 0, out, now).is_ok()
     }
 
     /// Seals one packet, or queues it and begins a handshake.
@@ -331,7 +362,7 @@ impl Session {
     /// Whether a persistent keepalive is due; without a session it asks for one.
     fn keepalive_due(&self, now: Instant) -> bool {
         let idle = now.saturating_duration_since(self.last_traversal);
-        self.settings
+        !self.waits_for_a_call() && self.settings
             .persistent_keepalive
             .is_some_and(|seconds| !self.has_session() || idle >= Duration::from_secs(seconds.into()))
     }

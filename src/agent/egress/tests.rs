@@ -64,6 +64,7 @@ impl Watch {
                 persistent_keepalive: None,
                 allowed_ips: Vec::new(),
                 deliver: true,
+                via: None,
             },
             latest_handshake: None,
             rx_bytes: 0,
@@ -72,6 +73,7 @@ impl Watch {
             unanswered: Duration::ZERO,
             heard: self.heard.get(name).map(|&heard| self.started + heard),
             agent: self.agents && self.heard.contains_key(name),
+            relayed: None,
         };
         ["vps1", "vps2", "phone"].map(snapshot).into()
     }

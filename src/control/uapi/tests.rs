@@ -54,6 +54,7 @@ impl Tunnel for FakeTunnel {
             unanswered: std::time::Duration::ZERO,
             heard: None,
             agent: false,
+            relayed: None,
             tx_bytes: 678,
             state: PeerState::Up,
         };

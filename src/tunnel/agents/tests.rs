@@ -140,6 +140,7 @@ fn settings(host: &Host) -> PeerSettings {
         // Of two peers with the same networks the later has them, so the last host is the exit.
         allowed_ips: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         deliver: false,
+        via: None,
     }
 }
 

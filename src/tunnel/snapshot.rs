@@ -1,0 +1,88 @@
+//! What is known of the peers at one moment.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::peer::{Peer, Session};
+use super::{Device, PeerSettings};
+use crate::config::EVERYTHING;
+use crate::key::PublicKey;
+
+/// What is known about a peer at one moment.
+#[derive(Debug, Clone)]
+pub struct PeerSnapshot {
+    /// As configured; `endpoint` is the current one.
+    pub settings: PeerSettings,
+    /// When the last handshake completed.
+    pub latest_handshake: Option<SystemTime>,
+    /// Bytes of authenticated UDP payload received, as wg(8) counts.
+    pub rx_bytes: u64,
+    /// Bytes of UDP payload sent, as wg(8) counts.
+    pub tx_bytes: u64,
+    /// Whether a session stands: with the peer itself, or with the relay that carries its packets.
+    pub state: PeerState,
+    /// The relay, while packets for the peer take it.
+    pub relayed: Option<PublicKey>,
+    /// For how long its handshake has had no answer; zero when none is under way.
+    pub unanswered: Duration,
+    /// When the last authenticated packet came.
+    pub heard: Option<Instant>,
+    /// Whether its agent has ever written to this one.
+    pub agent: bool,
+}
+
+/// How a peer fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// A session stands.
+    Up,
+    /// A handshake is under way.
+    Connecting,
+    /// Neither.
+    Down,
+}
+
+impl Device {
+    /// All peers, in the order of their public keys.
+    pub fn peers(&self, now: Instant) -> Vec<PeerSnapshot> {
+        let table = self.table.load();
+        let snapshot = |peer: &Arc<Peer>| {
+            let mut snapshot = snapshot(&peer.lock(), now);
+            snapshot.relayed = snapshot.settings.via.filter(|_| peer.relay.carries());
+            if table.beyond.is_exit(&peer.key) {
+                snapshot.settings.allowed_ips.extend(EVERYTHING);
+                snapshot.settings.allowed_ips.sort();
+            }
+            snapshot
+        };
+        let mut peers: Vec<_> = table.peers.values().map(snapshot).collect();
+        share_states(&mut peers);
+        peers
+    }
+}
+
+fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
+    let (rx_bytes, tx_bytes) = session.counters();
+    PeerSnapshot {
+        settings: PeerSettings { endpoint: session.endpoint(), ..session.settings().clone() },
+        latest_handshake: session.latest_handshake(),
+        rx_bytes,
+        tx_bytes,
+        state: session.state(now),
+        relayed: None,
+        unanswered: session.unanswered(now),
+        heard: session.heard(),
+        agent: session.agent,
+    }
+}
+
+/// Gives those that are reached through their relay the relay's state: theirs tells of the direct path alone.
+fn share_states(peers: &mut [PeerSnapshot]) {
+    for at in 0..peers.len() {
+        if let Some(via) = peers[at].relayed {
+            let relay = peers.iter().find(|peer| peer.settings.public_key == via);
+            peers[at].state = relay.map_or(PeerState::Down, |relay| relay.state);
+        }
+    }
+}
