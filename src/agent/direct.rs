@@ -104,7 +104,8 @@ impl Running {
     fn look_at_relays(&self, now: Instant) {
         let config = self.config();
         let mut ways = self.directs.ways();
-        let reached = |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key && relay(&config, peer).is_some());
+        let reached =
+            |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key && relay(&config, peer).is_some());
         ways.retain(|key, _| reached(key));
         let mut relays = self.directs.relays.lock().unwrap_or_else(PoisonError::into_inner);
         if ways.is_empty() && !config.peers.iter().any(|peer| relay(&config, peer).is_some()) {
@@ -310,7 +311,8 @@ mod tests {
 
     #[test]
     fn a_local_address_is_told_to_a_neighbour_only() {
-        let [home, lab, other] = ["198.51.100.7:51820", "198.51.100.7:1024", "198.51.100.8:51820"].map(|a| a.parse().unwrap());
+        let [home, lab, other] =
+            ["198.51.100.7:51820", "198.51.100.7:1024", "198.51.100.8:51820"].map(|a| a.parse().unwrap());
         let lan: SocketAddr = "192.168.1.20:51820".parse().unwrap();
         assert_eq!(seen_at(home, Some(lan), lab), [lan, home]);
         assert_eq!(seen_at(home, Some(lan), other), [home], "behind another router");

@@ -157,6 +157,8 @@ pub struct Direct {
     /// Meetings in a row that led to nothing lasting.
     failed: u32,
     last_meeting: Option<Instant>,
+    /// Something changed during the meeting under way.
+    again: bool,
     n: u32,
     /// The latest checks and when they were sent.
     sent: VecDeque<(u32, Instant)>,
@@ -175,6 +177,7 @@ impl Direct {
             state: State::Waiting(now),
             failed: 0,
             last_meeting: None,
+            again: false,
             n: 0,
             sent: VecDeque::new(),
             next_check: now,
@@ -190,7 +193,10 @@ impl Direct {
             State::Asking(since) => *since + ASKING,
             State::Opening { began, at, call } => {
                 let end = *began + PATIENCE;
-                let call = CALLS.get(*call).filter(|_| !at.is_empty() && self.heard.is_none()).map_or(end, |after| *began + *after);
+                let call = CALLS
+                    .get(*call)
+                    .filter(|_| !at.is_empty() && self.heard.is_none())
+                    .map_or(end, |after| *began + *after);
                 call.min(self.next_check).min(end)
             }
             State::Direct(since) => self.next_check.min(self.proof.unwrap_or(*since) + SILENCE),
@@ -254,9 +260,11 @@ impl Direct {
 
     /// Something changed that makes another meeting worthwhile now: the relay is back, or this host is somewhere else.
     pub fn retry(&mut self, now: Instant) {
-        if let State::Waiting(until) = &mut self.state {
-            self.failed = 0;
-            *until = self.last_meeting.map_or(now, |last| now.max(last + RESPITE));
+        self.failed = 0;
+        match &mut self.state {
+            State::Waiting(until) => *until = self.last_meeting.map_or(now, |last| now.max(last + RESPITE)),
+            State::Asking(_) | State::Opening { .. } => self.again = true,
+            State::Direct(_) => {}
         }
     }
 
@@ -296,6 +304,7 @@ impl Direct {
         let found = fresh && matches!(self.state, State::Opening { .. });
         if found {
             self.state = State::Direct(now);
+            self.again = false;
             acts.push(Act::Use(true));
         }
         // What the other side waits for: that it is heard, and that its word of us was.
@@ -325,9 +334,12 @@ impl Direct {
         {
             self.failed = 0;
         }
-        let wait = RETRY * 2u32.pow(self.failed.min(8));
+        let wait = (RETRY * 2u32.pow(self.failed.min(8))).min(LATEST_RETRY);
         self.failed += 1;
-        self.state = State::Waiting(now + wait.min(LATEST_RETRY));
+        self.state = State::Waiting(now + wait);
+        if std::mem::take(&mut self.again) {
+            self.retry(now);
+        }
     }
 
     fn check_if_due(&mut self, interval: Duration, now: Instant, acts: &mut Vec<Act>) {

@@ -13,8 +13,8 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
-use super::relay::Relay;
 use super::handshake::LONGEST;
+use super::relay::Relay;
 use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
 use crate::key::{PrivateKey, PublicKey};
@@ -362,9 +362,11 @@ impl Session {
     /// Whether a persistent keepalive is due; without a session it asks for one.
     fn keepalive_due(&self, now: Instant) -> bool {
         let idle = now.saturating_duration_since(self.last_traversal);
-        !self.waits_for_a_call() && self.settings
-            .persistent_keepalive
-            .is_some_and(|seconds| !self.has_session() || idle >= Duration::from_secs(seconds.into()))
+        !self.waits_for_a_call()
+            && self
+                .settings
+                .persistent_keepalive
+                .is_some_and(|seconds| !self.has_session() || idle >= Duration::from_secs(seconds.into()))
     }
 
     fn commit(&mut self, sent: &Sent, path: Path, out: &mut Outbox, now: Instant) {

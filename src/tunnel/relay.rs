@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use super::Device;
 use super::batch::Outbox;
 use super::peer::Peer;
 use super::table::Table;
-use super::Device;
 use crate::key::PublicKey;
 
 /// No index: those have 24 bits.
@@ -91,3 +91,6 @@ impl Device {
         self.table.load().peers.get(key).is_some_and(|peer| peer.lock().call(remotes, out, now))
     }
 }
+
+#[cfg(test)]
+mod tests;
