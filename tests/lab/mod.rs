@@ -15,6 +15,7 @@ pub mod sequence;
 pub mod services;
 pub mod snapshot;
 pub mod strangers;
+pub mod third;
 pub mod traffic;
 
 use std::fmt::Debug;

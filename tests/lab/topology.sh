@@ -4,6 +4,7 @@
 #   topology.sh up ID DIR      vps, home behind its ISP's NAT, an internet, a container on each bridge
 #   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1 and 2001:db8:3::1, home .2 and ::2
 #   topology.sh host ID DIR NAME N   one more host for `up`, on the internet at 198.18.N.2 and 2001:db8:N::2
+#   topology.sh third ID DIR   for `up`: lab behind a NAT of its own, dsl, at 198.18.9.9, with the container runner
 #   topology.sh bridge ID HOST BRIDGE NAME N   one more bridge on a host, with the container NAME at 10.89.N.10
 #   topology.sh down ID        kill what runs in the namespaces of ID and delete them
 #   topology.sh sweep          the same for every lab whose owner died
@@ -198,6 +199,59 @@ route add default via 2001:db8:$number::1
 END
 }
 
+third() {
+    ip -batch - <<END
+netns add $ns-dsl
+netns add $ns-lab
+netns add $ns-runner
+link add wan netns $ns-dsl type veth peer name dsl netns $ns-internet
+link add eth0 netns $ns-lab type veth peer name lan netns $ns-dsl
+link add eth0 netns $ns-runner type veth peer name runner netns $ns-lab
+END
+    hold lab
+    ip -netns "$ns-internet" -batch - <<END &
+link set dsl up
+address add 198.18.9.1/24 dev dsl
+END
+    configure "$ns-dsl" 1 <<END &
+link set lo up
+link set wan up
+link set lan up
+address add 198.18.9.9/24 dev wan
+address add 192.168.9.1/24 dev lan
+route add default via 198.18.9.1
+END
+    # Both routers swallow what nobody asked for. Where one answers it, Linux holds the sender's port for taken and
+    # gives the other side's first packet another one.
+    ip netns exec "$ns-dsl" nft -f - <<'END' &
+table ip nat {
+    chain post {
+        type nat hook postrouting priority srcnat;
+        oifname "wan" snat to 198.18.9.9
+    }
+}
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname "lan" accept
+    }
+    chain input {
+        type filter hook input priority filter;
+        iifname "wan" drop
+    }
+}
+END
+    ip netns exec "$ns-isp" nft 'add chain inet filter input { type filter hook input priority filter; }
+        add rule inet filter input iifname "wan" meta l4proto udp drop' &
+    { bridge runner 3; cat <<END; } | configure "$ns-lab" 0 &
+link set eth0 up
+address add 192.168.9.20/24 dev eth0
+route add default via 192.168.9.1
+END
+    container 3 | configure "$ns-runner" 0 &
+}
+
 one_bridge() {
     ip -batch - <<END
 netns add $ns-$name
@@ -262,6 +316,12 @@ host)
     jobs_started=$(jobs -p)
     settle "$name"
     ;;
+third)
+    dir=${3:?a folder for the hosts\' files}
+    third
+    jobs_started=$(jobs -p)
+    settle lab
+    ;;
 bridge)
     host=${3:?a host}
     interface=${4:?a bridge}
@@ -272,5 +332,5 @@ bridge)
 down) down "${id:?an ID}" ;;
 sweep) sweep ;;
 list) ids | { grep -F -- "$id" || true; } ;;
-*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | bridge ID HOST BRIDGE NAME N | down ID | sweep | list [WORD]" ;;
+*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | third ID DIR | bridge ID HOST BRIDGE NAME N | down ID | sweep | list [WORD]" ;;
 esac
