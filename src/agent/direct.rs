@@ -245,8 +245,10 @@ impl Running {
     /// Where to call a peer: where it was said to be, and where its file says.
     fn addresses(&self, peer: &PublicKey, told: Vec<SocketAddr>) -> Vec<SocketAddr> {
         let config = self.config();
-        let written = find(&config, peer).is_some_and(|peer| peer.endpoint.is_some());
-        let written = self.device.path(peer).filter(|_| written).map(|path| path.remote);
+        let written = find(&config, peer).and_then(|peer| peer.endpoint.as_ref()).and_then(|_| {
+            let peers = self.device.peers(Instant::now());
+            peers.iter().find(|snapshot| snapshot.settings.public_key == *peer)?.settings.endpoint
+        });
         let mut at: Vec<_> = told.into_iter().filter(|addr| outside(&config, addr)).take(MAX_ADDRESSES - 1).collect();
         at.extend(written.filter(|addr| !at.contains(addr)));
         at

@@ -76,6 +76,7 @@ impl Running {
         let age = |time: SystemTime| SystemTime::now().duration_since(time).unwrap_or_default().as_secs();
         let exam = PeerExam {
             public_key: key,
+            relay: snapshot.and_then(|snapshot| snapshot.relayed).map(|relay| self.name_of(&relay)),
             endpoint: snapshot.and_then(|snapshot| snapshot.settings.endpoint),
             state: snapshot.map_or(PeerState::Down, |snapshot| snapshot.state),
             handshake_age: snapshot.and_then(|snapshot| snapshot.latest_handshake).map(age),

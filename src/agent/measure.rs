@@ -109,6 +109,12 @@ impl Measurement<'_> {
     async fn greet(&self) -> Result<(), api::Problem> {
         let name = self.name;
         if self.running.device.path(&self.key).is_none() {
+            let peers = self.running.device.peers(Instant::now());
+            let relay = peers.iter().find(|peer| peer.settings.public_key == self.key).and_then(|peer| peer.relayed);
+            if let Some(relay) = relay.map(|relay| self.running.name_of(&relay)) {
+                let why = format!("peer {name}: reached via {relay}: only a direct path can be measured");
+                return Err(problem(why, Some(&format!("meshd bench {relay}"))));
+            }
             let why = format!("peer {name}: its endpoint is not known, and it was never heard of");
             return Err(problem(why, Some("start its agent, or write an endpoint into its file")));
         }

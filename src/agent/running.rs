@@ -382,6 +382,8 @@ fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {
         tx_bytes: snapshot.tx_bytes,
         state: snapshot.state,
         persistent_keepalive: settings.persistent_keepalive,
-        path: snapshot.relayed.map_or_else(|| "direct".into(), |relay| format!("via {}", name_of(config, &relay))),
+        path: snapshot
+            .relayed
+            .map_or_else(|| api::DIRECT.to_owned(), |relay| format!("via {}", name_of(config, &relay))),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::page::{self, Cell, Colour, Column, Table};
 use super::{Dirs, Failure, ask};
-use crate::control::api::{Drops, Guard, Status};
+use crate::control::api::{self, Drops, Guard, PeerStatus, Status};
 use crate::control::client::{Client, ClientError};
 use crate::tunnel::PeerState;
 
@@ -130,13 +130,22 @@ fn peers(status: &Status, now: u64, colour: bool) -> String {
         table.row(vec![
             Cell::new(&peer.name),
             Cell::coloured(state, shade),
-            Cell::new(&peer.endpoint.map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string())),
+            Cell::new(&where_to(peer)),
             Cell::new(&page::ago(peer.latest_handshake, now)),
             Cell::new(&page::bytes(peer.rx_bytes)),
             Cell::new(&page::bytes(peer.tx_bytes)),
         ]);
     }
     table.render(colour)
+}
+
+/// Its endpoint, or who relays what is for it.
+fn where_to(peer: &PeerStatus) -> String {
+    match peer.endpoint {
+        _ if peer.path != api::DIRECT => peer.path.clone(),
+        Some(endpoint) => endpoint.to_string(),
+        None => "-".to_owned(),
+    }
 }
 
 /// Nothing where nothing was dropped.

@@ -107,8 +107,11 @@ pub struct PeerStatus {
     pub path: String,
 }
 
+/// [`PeerStatus::path`] of a peer that nobody relays.
+pub const DIRECT: &str = "direct";
+
 fn direct() -> String {
-    "direct".to_owned()
+    DIRECT.to_owned()
 }
 
 /// One bridge of [`Status`].

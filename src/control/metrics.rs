@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::api::{Guard, Status};
+use super::api::{DIRECT, Guard, Status};
 use crate::tunnel::PeerState;
 
 /// The media type of [`render`]'s text.
@@ -31,6 +31,14 @@ pub fn render(status: &Status, now: u64) -> String {
     page.family("meshd_peer_up", "gauge", "1 while a session with the peer stands.");
     for (peer, labels) in peers() {
         page.sample("meshd_peer_up", &labels, u8::from(peer.state == PeerState::Up));
+    }
+    page.family(
+        "meshd_peer_direct",
+        "gauge",
+        "1 while packets go straight to the peer, 0 while another one relays them.",
+    );
+    for (peer, labels) in peers() {
+        page.sample("meshd_peer_direct", &labels, u8::from(peer.path == DIRECT));
     }
     page.family("meshd_peer_receive_bytes_total", "counter", "Authenticated bytes of UDP payload from the peer.");
     for (peer, labels) in peers() {

@@ -89,6 +89,9 @@ pub struct Examined {
 pub struct PeerExam {
     /// Its identity.
     pub public_key: PublicKey,
+    /// The peer that relays what is for it, while there is no direct path.
+    #[serde(default)]
+    pub relay: Option<String>,
     /// Where it is reached.
     pub endpoint: Option<SocketAddr>,
     /// How it fares, after it was called.

@@ -18,7 +18,9 @@ const IPV6_MIN_MTU: u16 = 1280;
 /// Walks the way to one peer.
 pub fn steps(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Step> {
     let own = Some(peer.name.as_str());
-    let mut steps = vec![endpoint(config, seen, peer)];
+    let exam = seen.examined.as_ref().and_then(|examined| examined.peers.get(&peer.name));
+    let relay = exam.and_then(|exam| exam.relay.as_deref());
+    let mut steps: Vec<Step> = relay.is_none().then(|| endpoint(config, seen, peer)).into_iter().collect();
     if !seen.agent_lives() {
         return steps;
     }
@@ -28,10 +30,13 @@ pub fn steps(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Step> {
         None => steps.push(Step::ok("route", own, "its networks lead into the tunnel")),
         Some(detour) => steps.push(detour.fault("route", own)),
     }
+    if let (Some(relay), Some(exam)) = (relay, exam) {
+        steps.push(relayed(peer, relay, exam));
+        return steps;
+    }
     for (_, block, remedy) in packets::blocks(seen, &outer(config, seen, peer)) {
         steps.push(Step::fault("firewall", own, format!("the tunnel's own packets: {block}"), remedy));
     }
-    let exam = seen.examined.as_ref().and_then(|examined| examined.peers.get(&peer.name));
     let Some(exam) = exam else {
         steps.push(Step::skipped("handshake", own, "only the agent knows"));
         return steps;
@@ -54,6 +59,15 @@ pub fn steps(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Step> {
         (None, false) => steps.push(Step::skipped("tunnel", own, "no meshd agent answers, so it cannot be asked")),
     }
     steps
+}
+
+/// What is wrong with the relay is said of that.
+fn relayed(peer: &Peer, relay: &str, exam: &PeerExam) -> Step {
+    let own = Some(peer.name.as_str());
+    if exam.state == PeerState::Up {
+        return Step::ok("relay", own, format!("reached via {relay}; no direct path has been found"));
+    }
+    Step::skipped("relay", own, format!("reached via {relay}, which is not reached itself"))
 }
 
 fn endpoint(config: &Config, seen: &Seen, peer: &Peer) -> Step {

@@ -115,6 +115,7 @@ fn exam(config: &Config, name: &str, state: PeerState) -> PeerExam {
     let up = state == PeerState::Up;
     PeerExam {
         public_key: config.peer(name).unwrap().public_key,
+        relay: None,
         endpoint: Some("203.0.113.10:51820".parse().unwrap()),
         state,
         handshake_age: up.then_some(7),

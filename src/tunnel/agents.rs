@@ -194,9 +194,9 @@ impl Device {
         peer.lock().say(&packet[..len], out, now)
     }
 
-    /// Where a peer is reached now.
+    /// Where a peer is reached now; nowhere while its relay stands in for it.
     pub fn path(&self, peer: &PublicKey) -> Option<Path> {
-        self.table.load().peers.get(peer)?.lock().path()
+        self.table.load().peers.get(peer).filter(|peer| !peer.relay.carries())?.lock().path()
     }
 
     /// Puts probes of a run into `out`, small as they are. False when it could not.
