@@ -56,6 +56,17 @@ fn a_direct_path_is_found_within_ten_seconds_and_outlives_the_relay() {
 }
 
 #[test]
+fn neighbours_behind_one_router_stay_on_their_networks() {
+    let third = Third::neighbour();
+    third.start();
+    third.wait_for_path("direct", 10);
+    assert!(flows(&third));
+    // The router leads no packet back that it sent out itself.
+    assert_eq!(third.lab.peer("home")["endpoint"], "192.168.1.20:51820");
+    assert_eq!(third.rest.home.peer("lab")["endpoint"], "192.168.9.20:51820");
+}
+
+#[test]
 fn the_change_to_the_direct_path_loses_nothing() {
     let third = Third::new();
     third.cut(true, true);
@@ -91,27 +102,40 @@ fn behind_symmetric_nats_all_goes_through_the_vps_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_direct_path_that_is_cut_is_given_up_and_found_again() {
+fn a_direct_path_that_is_cut_towards_lab_is_given_up_and_found_again() {
+    cut_and_mend(true, false);
+}
+
+#[test]
+fn a_direct_path_that_is_cut_towards_home_is_given_up_and_found_again() {
+    cut_and_mend(false, true);
+}
+
+#[test]
+fn a_direct_path_that_is_cut_both_ways_is_given_up_and_found_again() {
+    cut_and_mend(true, true);
+}
+
+fn cut_and_mend(to_lab: bool, to_home: bool) {
     let third = Third::new();
     third.start();
     third.wait_for_path("direct", 10);
-    for (to_lab, to_home) in [(true, false), (false, true), (true, true)] {
-        third.cut(to_lab, to_home);
-        let begun = Instant::now();
-        let silent = pings(&third, 10);
-        third.wait_for_path("via vps", GIVEN_UP);
-        println!("cut {to_lab} {to_home}: given up after {:?}", begun.elapsed());
-        let after = pings(&third, 3);
-        assert_eq!(lost(after), [0, 0], "by way of the VPS");
-        let silent = lost(silent);
-        println!("lost {silent:?}");
-        assert!(silent.iter().all(|&lost| lost < 100 * GIVEN_UP), "{silent:?}");
-        third.mend();
-        let back = pings(&third, 20);
-        third.wait_for_path("direct", 30);
-        println!("found again after {:?}", begun.elapsed());
-        assert_eq!(lost(back), [0, 0], "on the way back");
-    }
+    let silent = pings(&third, 8);
+    third.cut(to_lab, to_home);
+    let begun = Instant::now();
+    third.wait_for_path("via vps", GIVEN_UP);
+    println!("given up after {:?}", begun.elapsed());
+    assert_eq!(lost(pings(&third, 2)), [0, 0], "by way of the VPS");
+    let silent = lost(silent);
+    println!("lost {silent:?}");
+    assert!(silent.iter().all(|lost| (1..100 * GIVEN_UP).contains(lost)), "{silent:?}");
+
+    let back = pings(&third, 12);
+    third.mend();
+    let begun = Instant::now();
+    third.wait_for_path("direct", 30);
+    println!("found again after {:?}", begun.elapsed());
+    assert_eq!(lost(back), [0, 0], "on the way back");
 }
 
 #[test]

@@ -195,6 +195,15 @@ mod tests {
     use crate::control::fake;
 
     #[test]
+    fn a_relay_stands_where_the_endpoint_would() {
+        let mut status = fake::status();
+        status.peers[1].path = "via vps".to_owned();
+        (status.peers[1].endpoint, status.peers[1].state) = (status.peers[0].endpoint, PeerState::Up);
+        let page = render(&status, 1_700_000_100, false);
+        assert!(page.contains("\nphone  up     via vps             never"), "{page}");
+    }
+
+    #[test]
     fn the_page_of_the_worked_example() {
         assert_eq!(
             render(&fake::status(), 1_700_000_100, false),

@@ -362,6 +362,23 @@ fn a_host_without_an_address_is_refused() {
 }
 
 #[test]
+fn a_relay_is_a_host_that_is_reached_directly_and_no_way_to_the_internet() {
+    let relayed = |host: &str, vps: &str, via: &str| {
+        let lab = peer(PHONE, &format!("addresses = [\"10.88.0.9\"]\nvia = \"{via}\"\n"));
+        let vps = peer(VPS, &format!("addresses = [\"10.88.0.1\"]\n{vps}"));
+        files(&format!("{HOME}{host}"), &[("vps", vps), ("lab", lab)])
+    };
+    says(&relayed("", "", "vps"), &[]);
+    says(&relayed("", "", "vsp"), &["peers/lab.toml:3: via \"vsp\" names no peer; peers are: lab, vps"]);
+    says(&relayed("", "", "lab"), &["peers/lab.toml:3: via \"lab\" is this peer itself"]);
+    let held = "peers/lab.toml:3: via \"vps\" is a client or held back by allow; write a host that relays";
+    says(&relayed("", "client = true\n", "vps"), &[held]);
+    let exit = "meshd.toml:7: bridge \"br0\": egress \"lab\" is reached via another peer; write one that this host reaches directly";
+    says(&relayed("egress = \"lab\"\n", "", "vps"), &[exit]);
+    says(&relayed("egress = [\"vps\", \"lab\"]\n", "", "vps"), &[exit]);
+}
+
+#[test]
 fn a_published_port_leads_to_one_container_in_the_mesh() {
     let publish = |protocol: &str, port: u16, to: &str| {
         format!("[[publish]]\nprotocol = \"{protocol}\"\nport = {port}\nto = \"{to}\"\n")

@@ -192,6 +192,19 @@ fn where_all_is_well_nothing_is_found() {
     assert_eq!(steps, way, "in the order of a packet's way");
 }
 
+#[test]
+fn a_relayed_peer_is_no_fault() {
+    let (config, mut seen) = vps();
+    for (state, shown) in [(PeerState::Up, State::Ok), (PeerState::Down, State::Skipped)] {
+        let home = peer(&mut seen, "home");
+        (home.state, home.relay, home.facts, home.endpoint) = (state, Some("relay".to_owned()), None, None);
+        let steps = diagnose(&config, &seen, &Target::Peer("home".to_owned()));
+        let last = steps.last().unwrap();
+        assert_eq!((last.step.as_str(), last.state), ("relay", shown), "{steps:#?}");
+        assert!(last.saw.contains("via relay") && !steps.iter().any(Step::is_fault), "{steps:#?}");
+    }
+}
+
 /// What is wrong, and the one fault that is to be found: step, about whom, words of what was seen, words of the remedy.
 type Case = (&'static str, fn(&mut Config, &mut Seen), [&'static str; 4]);
 

@@ -18,8 +18,8 @@ pub struct Third {
     pub lab: Host,
     /// Its container.
     pub runner: Namespace,
-    /// Its router.
-    pub dsl: Namespace,
+    /// Its router; nowhere when that is home's.
+    pub dsl: Option<Namespace>,
     /// vps, home and the others.
     pub rest: Lab,
 }
@@ -27,10 +27,19 @@ pub struct Third {
 impl Third {
     /// Builds it and writes the files; starts nothing.
     pub fn new() -> Self {
+        Self::with("third")
+    }
+
+    /// The same with lab on another network of home's router.
+    pub fn neighbour() -> Self {
+        Self::with("neighbour")
+    }
+
+    fn with(command: &str) -> Self {
         let rest = Lab::new();
         let (id, dir) = (rest.topology.id.as_str(), rest.dir.path());
-        let status = Topology::script().args(["third", id]).arg(dir).status().expect("bash");
-        assert!(status.success(), "tests/lab/topology.sh third {id}: {status}");
+        let status = Topology::script().args([command, id]).arg(dir).status().expect("bash");
+        assert!(status.success(), "tests/lab/topology.sh {command} {id}: {status}");
         let namespace = |name| Namespace::open(&rest.topology.namespace(name));
         let lab = rest.vps.beside("lab", namespace("lab"), dir.join("lab"));
         let key = PrivateKey::generate().expect("a key");
@@ -46,12 +55,12 @@ impl Third {
         rest.home.write("peers/lab.toml", &format!("{own}via = \"vps\"\n"));
         let home = rest.vps.read("peers/home.toml");
         lab.write("peers/home.toml", &format!("via = \"vps\"\n{home}"));
-        Self { lab, runner: namespace("runner"), dsl: namespace("dsl"), rest }
+        Self { lab, runner: namespace("runner"), dsl: (command == "third").then(|| namespace("dsl")), rest }
     }
 
     /// Makes both routers choose another port for each destination, at random.
     pub fn make_symmetric(&self) {
-        for router in [&self.dsl, &self.rest.isp] {
+        for router in self.dsl.iter().chain([&self.rest.isp]) {
             router.run(
                 "printf 'flush chain ip nat post\\nadd rule ip nat post oifname \"wan\" masquerade fully-random\\n' \
                  | nft -f - && conntrack -F 2>/dev/null",

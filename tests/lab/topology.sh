@@ -5,6 +5,7 @@
 #   topology.sh pair ID DIR    two hosts on one cable, for measuring: vps 192.0.2.1 and 2001:db8:3::1, home .2 and ::2
 #   topology.sh host ID DIR NAME N   one more host for `up`, on the internet at 198.18.N.2 and 2001:db8:N::2
 #   topology.sh third ID DIR   for `up`: lab behind a NAT of its own, dsl, at 198.18.9.9, with the container runner
+#   topology.sh neighbour ID DIR   the same behind home's router, on another of its networks
 #   topology.sh bridge ID HOST BRIDGE NAME N   one more bridge on a host, with the container NAME at 10.89.N.10
 #   topology.sh down ID        kill what runs in the namespaces of ID and delete them
 #   topology.sh sweep          the same for every lab whose owner died
@@ -199,16 +200,29 @@ route add default via 2001:db8:$number::1
 END
 }
 
-third() {
+# Lab with its container, at the interface $2 of the router $1, 192.168.9.1.
+lab() {
     ip -batch - <<END
-netns add $ns-dsl
 netns add $ns-lab
 netns add $ns-runner
-link add wan netns $ns-dsl type veth peer name dsl netns $ns-internet
-link add eth0 netns $ns-lab type veth peer name lan netns $ns-dsl
+link add eth0 netns $ns-lab type veth peer name $2 netns $ns-$1
 link add eth0 netns $ns-runner type veth peer name runner netns $ns-lab
 END
     hold lab
+    { bridge runner 3; cat <<END; } | configure "$ns-lab" 0 &
+link set eth0 up
+address add 192.168.9.20/24 dev eth0
+route add default via 192.168.9.1
+END
+    container 3 | configure "$ns-runner" 0 &
+}
+
+third() {
+    ip -batch - <<END
+netns add $ns-dsl
+link add wan netns $ns-dsl type veth peer name dsl netns $ns-internet
+END
+    lab dsl lan
     ip -netns "$ns-internet" -batch - <<END &
 link set dsl up
 address add 198.18.9.1/24 dev dsl
@@ -244,12 +258,15 @@ table inet filter {
 END
     ip netns exec "$ns-isp" nft 'add chain inet filter input { type filter hook input priority filter; }
         add rule inet filter input iifname "wan" meta l4proto udp drop' &
-    { bridge runner 3; cat <<END; } | configure "$ns-lab" 0 &
-link set eth0 up
-address add 192.168.9.20/24 dev eth0
-route add default via 192.168.9.1
+}
+
+neighbour() {
+    lab isp lan2
+    ip -netns "$ns-isp" -batch - <<END &
+link set lan2 up
+address add 192.168.9.1/24 dev lan2
 END
-    container 3 | configure "$ns-runner" 0 &
+    ip netns exec "$ns-isp" nft 'add rule inet filter forward iifname "lan2" accept' &
 }
 
 one_bridge() {
@@ -316,9 +333,9 @@ host)
     jobs_started=$(jobs -p)
     settle "$name"
     ;;
-third)
+third | neighbour)
     dir=${3:?a folder for the hosts\' files}
-    third
+    $command
     jobs_started=$(jobs -p)
     settle lab
     ;;
@@ -332,5 +349,5 @@ bridge)
 down) down "${id:?an ID}" ;;
 sweep) sweep ;;
 list) ids | { grep -F -- "$id" || true; } ;;
-*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | third ID DIR | bridge ID HOST BRIDGE NAME N | down ID | sweep | list [WORD]" ;;
+*) die "usage: topology.sh up ID DIR | pair ID DIR | host ID DIR NAME N | third ID DIR | neighbour ID DIR | bridge ID HOST BRIDGE NAME N | down ID | sweep | list [WORD]" ;;
 esac
