@@ -16,6 +16,7 @@ mod egress;
 mod endpoints;
 mod exam;
 pub mod guard;
+pub mod join;
 mod leaks;
 mod mail;
 mod measure;

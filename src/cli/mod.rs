@@ -10,6 +10,7 @@ mod doctor;
 mod down;
 mod guard;
 mod init;
+mod join;
 mod keys;
 mod leaktest;
 mod man;
@@ -58,6 +59,8 @@ Examples:
 enum Command {
     /// Write a first configuration; overwrite nothing
     Init(init::Args),
+    /// Join a mesh by a token of `meshd peer add` on another host
+    Join(join::Args),
     /// Run the agent
     Up(up::Args),
     /// Stop the agent and remove all that it programmed
@@ -112,6 +115,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let dirs = &cli.dirs;
     match cli.command {
         Command::Init(args) => init::run(args, dirs),
+        Command::Join(args) => join::run(args, dirs),
         Command::Up(args) => up::run(args, dirs),
         Command::Down(args) => down::run(args, dirs),
         Command::Reload(args) => reload::run(args, dirs),
