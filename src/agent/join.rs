@@ -126,14 +126,13 @@ async fn reach(token: &Token, buffers: &mut Buffers, tell: &mut impl FnMut(Step<
     for line in &mut lines {
         line.call(buffers).await;
     }
-    let answered = |lines: &mut Vec<Line>, at: usize| lines.swap_remove(at);
-    if let Ok(at) = timeout_at(begun + SILENCE, line::first(&mut lines, buffers)).await {
-        return Ok(answered(&mut lines, at));
+    if let Ok(Some(at)) = timeout_at(begun + SILENCE, line::first(&mut lines, buffers)).await {
+        return Ok(lines.swap_remove(at));
     }
     let asked: Vec<String> = token.endpoints.iter().map(ToString::to_string).collect();
     tell(Step::Asking(&asked));
-    if let Ok(at) = timeout_at(begun + PATIENCE, line::first(&mut lines, buffers)).await {
-        return Ok(answered(&mut lines, at));
+    if let Ok(Some(at)) = timeout_at(begun + PATIENCE, line::first(&mut lines, buffers)).await {
+        return Ok(lines.swap_remove(at));
     }
     Err(unanswered(token, &lines, errors))
 }
@@ -174,15 +173,16 @@ async fn addresses(token: &Token, errors: &mut Vec<String>) -> Vec<(usize, Socke
 fn unanswered(token: &Token, lines: &[Line], errors: Vec<String>) -> Failure {
     let asked = list_of_names(token.endpoints.iter().map(Endpoint::to_string));
     let mut errors: Vec<String> = errors.into_iter().map(|error| format!("join: {error}")).collect();
-    let closed = lines.iter().all(|line| line.closed);
+    let closed = lines.iter().all(|line| line.closed > 0);
     if closed {
         errors.push(format!("join: {asked}: nothing listens on this UDP port"));
         return Failure { code: 1, errors, remedy: Some("at the inviter: meshd up --detach".into()) };
     }
     errors.push(format!("join: {asked} does not answer"));
-    let remedy = "at the inviter: meshd peer invites (is it still there?), meshd status (does the agent run?), and see \
+    let remedy =
+        "at the inviter: meshd peer invites (is it still there?), meshd status (does the agent run?), and see \
                   that this UDP port is open"
-        .to_owned();
+            .to_owned();
     Failure { code: 1, errors, remedy: Some(remedy) }
 }
 

@@ -3,7 +3,7 @@
 mod files;
 mod token;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::show::all_of;
@@ -24,12 +24,12 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Arguments of `meshd join`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Takes the token from standard input, or asks for it on a terminal. Writes the
-inviter and those behind it into peers/, and what meshd.toml does not have yet:
-name and addresses, the bridge, its egress. Without meshd.toml it makes one, as
+Takes the token from standard input, or asks for it on a terminal. Writes
+the inviter and those behind it into peers/, and what meshd.toml lacks: name
+and addresses, the bridge, its egress. Without meshd.toml it makes one, as
 `meshd init` does. The fingerprint that it shows is the one that the inviter
-shows. Nothing is written for a token that is no good (exit code 4); a join that
-was interrupted is repeated with the same token.
+shows. A token that is no good leaves no trace (exit code 4); a join that was
+interrupted is repeated with the same token.
 
 Examples:
   meshd join                        asks for the token
@@ -78,7 +78,7 @@ pub fn join(token: &Token, dirs: &Dirs, reload: impl running::Reload) -> Result<
         (None, Some(preshared_key)) => join::confirm(&key, token.inviter, preshared_key, redeemed.remote),
         (None, None) => false,
     };
-    print(&said(&joined))?;
+    print(&said(&joined, &dirs.config))?;
     ask::warn(&joined.reloaded.as_ref().map_or_else(Vec::new, |reloaded| reloaded.warnings.clone()));
     ask::warn(&joined.notes);
     if !up {
@@ -109,18 +109,24 @@ fn handshake_of_the_agent(dirs: &Dirs, token: &Token, since: u64) -> bool {
     }
 }
 
-fn said(joined: &Joined) -> String {
+fn said(joined: &Joined, dir: &Path) -> String {
     let Joined { name, addresses, bridges, inviter, members, written, .. } = joined;
     let mut text = format!("joined the mesh of {} as {name}\n", inviter.name);
     text.push_str(&format!("  addresses  {}\n", all_of(addresses)));
     for bridge in bridges {
-        text.push_str(&format!("  bridge     {}  {}, egress {}\n", bridge.name, all_of(&bridge.subnets), bridge.egress));
+        text.push_str(&format!(
+            "  bridge     {}  {}, egress {}\n",
+            bridge.name,
+            all_of(&bridge.subnets),
+            bridge.egress
+        ));
     }
     if *members > 0 {
         text.push_str(&format!("  hosts      {members} more through {}\n", inviter.name));
     }
-    for path in written {
-        text.push_str(&format!("  wrote      {}\n", path.display()));
+    let files = written.iter().filter_map(|path| path.strip_prefix(dir).ok()).map(Path::display);
+    if !written.is_empty() {
+        text.push_str(&format!("  wrote      {} in {}\n", list_of_names(files), dir.display()));
     }
     text
 }

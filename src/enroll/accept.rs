@@ -151,7 +151,10 @@ pub fn identity(text: &str, config: &Config, offer: &Offer) -> Result<Text, Unfi
     } else {
         same_addresses(config, offer)?;
         if host.name != offer.name {
-            notes.push(format!("{} calls this host {}; it keeps its name {}", offer.inviter.name, offer.name, host.name));
+            notes.push(format!(
+                "{} calls this host {}; it keeps its name {}",
+                offer.inviter.name, offer.name, host.name
+            ));
         }
     }
     // What `init` writes is no choice of the operator's, and what stands there beside peers is.
@@ -221,16 +224,19 @@ pub fn other_egress(config: &Config, offer: &Offer) -> Vec<String> {
     let name = &offer.inviter.name;
     let others = config.host.bridges.iter().filter(|bridge| offer.egress && !bridge.egress.exits().contains(name));
     others
-        .map(|bridge| format!("bridge {}: its egress stays {}, though {name} would carry it", bridge.name, bridge.egress))
+        .map(|bridge| {
+            format!("bridge {}: its egress stays {}, though {name} would carry it", bridge.name, bridge.egress)
+        })
         .collect()
 }
 
 /// Nothing here may claim what was not offered: others would not send it here, and drop what comes from there.
 fn nothing_more(config: &Config, offer: &Offer) -> Result<(), Unfit> {
     let host = &config.host;
-    let bridges = host.bridges.iter().flat_map(|bridge| {
-        bridge.subnets.iter().map(move |net| (format!("bridge {}", bridge.name), net))
-    });
+    let bridges = host
+        .bridges
+        .iter()
+        .flat_map(|bridge| bridge.subnets.iter().map(move |net| (format!("bridge {}", bridge.name), net)));
     let lans = host.lans.iter().map(|lan| ("a [[lan]]".to_owned(), &lan.subnet));
     let all: Vec<(String, &IpNet)> = bridges.chain(lans).collect();
     let Some((whose, net)) = all.iter().find(|(_, net)| !offer.subnets.iter().any(|offered| offered.contains(*net)))
@@ -256,7 +262,9 @@ fn new_bridge(subnets: &[IpNet], found: &[Found], notes: &mut Vec<String>) -> St
         return found.name.clone();
     }
     match found.iter().find(|found| found.name == USUAL) {
-        Some(found) => notes.push(format!("{USUAL} has {} now; see that its containers fit", list_of_names(&found.subnets))),
+        Some(found) => {
+            notes.push(format!("{USUAL} has {} now; see that its containers fit", list_of_names(&found.subnets)))
+        }
         None => notes.push(format!("there is no {USUAL} yet; make it, or write another name into [[bridge]]")),
     }
     USUAL.into()

@@ -27,6 +27,8 @@ const TRIES: [Duration; 7] = [
     Duration::from_secs(1),
     Duration::from_secs(1),
 ];
+/// An agent that is being restarted is there again after this many tries.
+const CLOSED: usize = 2;
 /// Longer than any packet that carries a message.
 const LONGEST: usize = 2048;
 
@@ -41,8 +43,8 @@ pub(super) struct Line {
     /// The number of its endpoint in the token.
     pub(super) at: usize,
     pub(super) remote: SocketAddr,
-    /// Whether its host has said that nothing listens there.
-    pub(super) closed: bool,
+    /// How often its host has said that nothing listens there.
+    pub(super) closed: usize,
     peer: PublicKey,
     socket: UdpSocket,
     device: Device,
@@ -81,7 +83,7 @@ impl Line {
         let settings = Settings { peers: vec![settings], ..Settings::default() };
         device.configure(key, &settings, Instant::now());
         let next_id = u32::from_be_bytes(random_bytes()?);
-        Ok(Self { at, remote, closed: false, peer: peer.key, socket, device, next_id })
+        Ok(Self { at, remote, closed: 0, peer: peer.key, socket, device, next_id })
     }
 
     /// Begins a handshake.
@@ -134,10 +136,12 @@ impl Line {
     }
 
     async fn take_letter(&self) -> Option<Letter> {
-        poll_fn(|context| std::task::Poll::Ready(match self.device.agents.poll_letter(context) {
-            std::task::Poll::Ready(letter) => Some(letter),
-            std::task::Poll::Pending => None,
-        }))
+        poll_fn(|context| {
+            std::task::Poll::Ready(match self.device.agents.poll_letter(context) {
+                std::task::Poll::Ready(letter) => Some(letter),
+                std::task::Poll::Pending => None,
+            })
+        })
         .await
     }
 
@@ -157,6 +161,19 @@ impl Line {
         if arrived {
             self.receive(buffers);
         }
+        self.tick(buffers).await;
+    }
+
+    /// Notes what ICMP has told the kernel.
+    fn failed(&mut self, error: &io::Error) {
+        self.closed += usize::from(error.kind() == io::ErrorKind::ConnectionRefused);
+    }
+
+    /// Runs the timers. An error that came since is not told by what waits for datagrams.
+    async fn tick(&mut self, buffers: &mut Buffers) {
+        if let Ok(Some(error)) = self.socket.take_error() {
+            self.failed(&error);
+        }
         self.device.tick(&mut buffers.outbox, Instant::now(), Outbox::clear);
         self.flush(buffers).await;
     }
@@ -167,11 +184,8 @@ impl Line {
         loop {
             let len = match self.socket.try_recv(datagram) {
                 Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.closed = true;
-                    continue;
-                }
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.failed(&error),
             };
             let path = Path { remote: self.remote, local: None };
             let datagrams = Datagrams { bytes: &datagram[..len], segment: len, path, traffic_class: 0 };
@@ -185,17 +199,20 @@ impl Line {
     }
 
     /// Sends what is in the outbox. What cannot be sent is lost, as on any link.
-    async fn flush(&self, buffers: &mut Buffers) {
+    async fn flush(&mut self, buffers: &mut Buffers) {
         let mut datagrams = Vec::new();
         buffers.outbox.flush(|run| datagrams.extend(run.datagrams().map(<[u8]>::to_vec)));
         for datagram in datagrams {
-            let _ = self.socket.send(&datagram).await;
+            if let Err(error) = self.socket.send(&datagram).await {
+                self.failed(&error);
+            }
         }
     }
 }
 
-/// The number of the first line whose handshake is over.
-pub(super) async fn first(lines: &mut [Line], buffers: &mut Buffers) -> usize {
+/// The number of the first line whose handshake is over; `None` when nothing listens anywhere, and did not when it was
+/// tried again either.
+pub(super) async fn first(lines: &mut [Line], buffers: &mut Buffers) -> Option<usize> {
     loop {
         let readable = select_all(lines.iter().map(|line| Box::pin(line.socket.readable())));
         let arrived = match select(pin!(readable), pin!(sleep(TICK))).await {
@@ -206,11 +223,13 @@ pub(super) async fn first(lines: &mut [Line], buffers: &mut Buffers) -> usize {
             if arrived == Some(at) {
                 line.receive(buffers);
             }
-            line.device.tick(&mut buffers.outbox, Instant::now(), Outbox::clear);
-            line.flush(buffers).await;
+            line.tick(buffers).await;
             if line.answered() {
-                return at;
+                return Some(at);
             }
+        }
+        if lines.iter().all(|line| line.closed >= CLOSED) {
+            return None;
         }
     }
 }

@@ -159,7 +159,9 @@ pub fn write(
 
 /// A file of this name is another host's.
 fn clash(before: &crate::config::Config, inviter: &Peer) -> Result<(), Failure> {
-    let Some(peer) = before.peer(&inviter.name).filter(|peer| peer.public_key != inviter.public_key) else { return Ok(()) };
+    let Some(peer) = before.peer(&inviter.name).filter(|peer| peer.public_key != inviter.public_key) else {
+        return Ok(());
+    };
     let why = format!("join: the inviter is called {}, and peer {} here is another host", inviter.name, peer.name);
     Err(Failure::new(4, why).try_this(format!("meshd peer remove {}, or give it another name", peer.name)))
 }

@@ -28,7 +28,9 @@ pub fn read(argument: Option<&str>, file: Option<&Path>, shown: Option<String>) 
         }
         (None, None, Some(_)) => {
             let why = "usage: join: a token on the command line can be seen by every user, and the history keeps it";
-            return Err(Failure::new(2, why).try_this("meshd join, and paste it; or --token-on-command-line all the same"));
+            return Err(
+                Failure::new(2, why).try_this("meshd join, and paste it; or --token-on-command-line all the same")
+            );
         }
     };
     text.parse().map_err(|error: TokenError| {

@@ -5,16 +5,20 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Tab
 
 use super::{list, strings};
 
-/// The text with one more bridge behind the others, under a comment of one line.
+/// The text with one more bridge at its end, under a comment of one line.
 pub fn add_bridge(text: &str, name: &str, subnets: &[IpNet], comment: &str) -> Result<String, TomlError> {
     let mut document: DocumentMut = text.parse()?;
+    let trailing = document.trailing().as_str().unwrap_or_default().to_owned();
     match document.entry("bridge").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new())) {
         Item::ArrayOfTables(bridges) => {
             let mut bridge = Table::new();
             bridge.insert("name", Item::Value(name.into()));
             bridge.insert("subnets", Item::Value(strings(subnets)));
-            bridge.decor_mut().set_prefix(format!("\n# {comment}\n"));
+            // At the very end, behind what stands there as comments.
+            bridge.decor_mut().set_prefix(format!("{trailing}\n# {comment}\n"));
+            bridge.set_position(Some(isize::MAX));
             bridges.push(bridge);
+            document.set_trailing("");
         }
         Item::Value(Value::Array(bridges)) => {
             let fields = [("name", Value::from(name)), ("subnets", strings(subnets))];
@@ -103,10 +107,13 @@ egress = \"none\"
     #[test]
     fn a_bridge_is_added_behind_the_others_and_comments_stay() {
         let with = add_bridge(HOST, "br2", &nets(&["10.89.4.0/24", "fd89:4::/64"]), "From vps.").unwrap();
-        let added = "\n# From vps.\n[[bridge]]\nname = \"br2\"\nsubnets = [\"10.89.4.0/24\", \"fd89:4::/64\"]\n";
-        assert_eq!(with, HOST.replace("egress = \"none\"\n", &format!("egress = \"none\"\n{added}")));
-        let first = add_bridge("name = \"home\"\n\n# The end.\n", "br0", &nets(&["10.89.4.0/24"]), "From vps.").unwrap();
-        assert!(first.starts_with("name = \"home\"\n\n# From vps.\n[[bridge]]\nname = \"br0\"\n"), "{first}");
+        let added =
+            "\n# The end.\n\n# From vps.\n[[bridge]]\nname = \"br2\"\nsubnets = [\"10.89.4.0/24\", \"fd89:4::/64\"]\n";
+        assert_eq!(with, HOST.replace("\n# The end.\n", added));
+        let exit = "name = \"home\"\n\n[[bridge]]\nname = \"br0\"\n\n[exit]\npeers = []\n# endpoint\n";
+        let with = add_bridge(exit, "br1", &nets(&["10.89.4.0/24"]), "From vps.").unwrap();
+        let added = "\n# From vps.\n[[bridge]]\nname = \"br1\"\nsubnets = [\"10.89.4.0/24\"]\n";
+        assert_eq!(with, format!("{exit}{added}"));
         let inline = "bridge = [{ name = \"br0\", subnets = [\"10.89.2.0/24\"] }]\n";
         let with = add_bridge(inline, "br1", &nets(&["10.89.4.0/24"]), "From vps.").unwrap();
         assert!(with.contains("}, { name = \"br1\", subnets = [\"10.89.4.0/24\"] }]"), "{with}");
