@@ -18,6 +18,7 @@
 //! initiation under a key that no invitation has costs the inviter what any stranger's does, and leaves no trace.
 
 pub mod exchange;
+pub mod invitation;
 pub mod token;
 
 use base64::Engine as _;
