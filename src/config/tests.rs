@@ -144,6 +144,10 @@ to = "10.89.2.10:443"
                     persistent_keepalive: None,
                     client: true,
                     allow: Some(vec![allow("10.89.2.0/24").unwrap(), allow("host tcp/22").unwrap()]),
+                    lans: Vec::new(),
+                    via: None,
+                    introduced_by: None,
+                    inviter_key: None,
                 },
                 Peer {
                     name: "vps".into(),
