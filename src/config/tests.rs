@@ -218,7 +218,7 @@ to = "10.89.2.10"
             "meshd.toml:4: listen_port 70000: expected 0 to 65535; 0 picks one",
             "meshd.toml:5: mtu: expected a whole number, found the string \"1420\"",
             "meshd.toml:6: unknown key \"colour\"; known keys: name, interface, addresses, listen_port, endpoint, mtu, \
-             workers, copy_dscp, bridge, lan, exit, publish",
+             workers, copy_dscp, domain, bridge, lan, exit, publish",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
             "meshd.toml:11: bridge \"br0\": egress: expected a string or a list of strings, found true",
