@@ -23,7 +23,7 @@ use super::exchange::{Offer, Refusal};
 use super::{Secret, preshared_key, throwaway_key};
 use crate::config::{Config, Peer};
 use crate::key::{PresharedKey, PublicKey, SigningKey};
-use crate::mesh::Member;
+use crate::mesh::{self, Member};
 
 /// Of seconds: who was let in at the last moment has so long to make its first handshake.
 const GRACE: u64 = 120;
@@ -244,7 +244,6 @@ impl Invitation {
             let net = networks.iter().find(|net| net.contains(&addr))?;
             IpNet::new(addr, net.prefix_len()).ok()
         };
-        let others = config.peers.iter().filter(|peer| peer.name != self.name && (peer.client || peer.trusted()));
         Some(Offer {
             name: self.name.clone(),
             addresses: joiner.addresses.iter().filter_map(with_prefix).collect(),
@@ -255,7 +254,7 @@ impl Invitation {
             inviter: Member::this_host(config),
             inviter_key: SigningKey::of(&config.private_key).verifying_key().to_string(),
             preshared_key,
-            members: others.map(Member::of).collect(),
+            members: mesh::offered(config, &joiner.public_key),
         })
     }
 }
