@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use super::super::show::{add_command, toml_list, toml_string};
 use super::super::{Dirs, Failure, print};
-use super::{Reload, client, from, outcome};
+use super::{Reload, client, from, invite, outcome};
 use crate::config::{self, Config, SourceFile, quote, value};
 use crate::store::{self, Layout};
 
@@ -14,6 +14,12 @@ pub(super) const KEEPALIVE_BEHIND_NAT: u16 = 25;
 /// Arguments of `meshd peer add`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Alone it invites: it prints a token, one line, with which one host joins by
+`meshd join -`. The host gets a free address, a preshared key, all the hosts
+that this one knows, and may have the --subnet and --lan networks and no
+others. Nothing of the token is kept here; meshd peer invites shows what is
+open, meshd peer revoke-invite takes it back.
+
 --client makes a device's keys and prints the configuration for its app, the
 stock WireGuard one: as text, as a file, as a picture for its camera. It is
 shown once; the private key is kept nowhere. The device reaches the container
@@ -28,6 +34,8 @@ The whole configuration is checked with the new peer in it before anything is
 written; when the running agent refuses it, everything is as it was.
 
 Examples:
+  meshd peer add home --subnet 10.89.2.0/24 --subnet fd89:2::/64 --egress
+  meshd peer add lab --lan 192.168.7.0/24 --expires 1h --approve
   meshd peer add phone --client --full-tunnel --qr
   meshd peer add laptop --client --lan home --out laptop.conf
   meshd peer add laptop --client --public-key KEY > laptop.conf
@@ -37,7 +45,6 @@ Examples:
       --client --allow 10.89.1.0/24 --allow '10.89.2.10 tcp/443'
   meshd peer add home --from home.conf
   meshd peer add vps --public-key KEY --subnet 10.89.1.0/24 --dry-run")]
-#[command(group = clap::ArgGroup::new("way").args(["public_key", "client", "from"]).required(true).multiple(true))]
 pub struct Args {
     /// The peer's name
     pub(super) name: String,
@@ -75,6 +82,8 @@ pub struct Args {
     /// that it names
     #[arg(long, value_name = "FILE", conflicts_with_all = client::FLAGS)]
     pub(super) from: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) invite: invite::Flags,
 }
 
 /// Runs the command.
@@ -83,6 +92,13 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
     value::name(&args.name).map_err(|why| Failure::new(4, format!("peer name {}: {why}", quote(&args.name))))?;
     if let Some(file) = args.from.clone() {
         return from::run(&args, &file, dirs, reload);
+    }
+    if args.public_key.is_none() && !args.client {
+        return invite::run(&args, dirs, reload);
+    }
+    if !args.client && !args.device.lans.is_empty() {
+        let failure = Failure::new(2, "usage: --lan does not go with --public-key: write --subnet");
+        return Err(failure.try_this("meshd peer add --help"));
     }
     match args.public_key.clone() {
         Some(key) if !args.client || (!args.allow.is_empty() && !args.device.any()) => {

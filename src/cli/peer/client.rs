@@ -28,9 +28,9 @@ pub struct Flags {
     /// Its way to the internet is this host, which carries it from now on
     #[arg(long, requires = "client")]
     full_tunnel: bool,
-    /// A host whose LAN it may reach, this one too; repeat for more
-    #[arg(long = "lan", value_name = "NAME", requires = "client")]
-    lans: Vec<String>,
+    /// With --client a host whose LAN it may reach, this one too; in an invitation a LAN behind the new host; repeat for more
+    #[arg(long = "lan", value_name = "NAME|CIDR")]
+    pub(super) lans: Vec<String>,
     /// Its name servers; one inside the mesh is opened to it on port 53
     #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',', requires = "client")]
     dns: Vec<IpAddr>,
