@@ -14,6 +14,7 @@ mod detach;
 mod doctor;
 mod egress;
 mod endpoints;
+mod enroll;
 mod exam;
 pub mod guard;
 pub mod join;
@@ -44,6 +45,7 @@ use crate::tunnel::{Device, Settings};
 use answer::Benches;
 use egress::Exits;
 use endpoints::Endpoints;
+use enroll::Invitations;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
 use path::Paths;
@@ -160,6 +162,8 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.follow_names() => {}
         () = running.watch_exits() => {}
         () = running.watch_paths() => {}
+        () = running.serve_guests() => {}
+        () = running.tend_invitations() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -212,6 +216,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         mail: Mail::new(),
         benches: Benches::default(),
         paths: Paths::default(),
+        invitations: Invitations::new(dirs.state.clone()),
         ending: watch::channel(false).0,
     })
 }

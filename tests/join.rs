@@ -80,6 +80,7 @@ fn offer(inviter: &PrivateKey) -> Offer {
         name: "home".into(),
         addresses: vec![net("10.88.0.2/24"), net("fd88::2/64")],
         subnets: vec![net("10.89.2.0/24"), net("fd89:2::/64")],
+        lans: Vec::new(),
         egress: false,
         mtu: 1420,
         domain: "mesh".into(),

@@ -202,7 +202,12 @@ pub fn networks(text: &str, config: &Config, offer: &Offer, found: &[Found]) -> 
         let bridges = host.bridges.iter().flat_map(|bridge| &bridge.subnets);
         bridges.chain(host.lans.iter().map(|lan| &lan.subnet)).any(|own| net.contains(own))
     };
-    let missing: Vec<IpNet> = offer.subnets.iter().filter(|net| !own(net)).copied().collect();
+    let (lans, missing): (Vec<IpNet>, Vec<IpNet>) =
+        offer.subnets.iter().filter(|net| !own(net)).partition(|net| offer.lans.contains(net));
+    if !lans.is_empty() {
+        // Who may reach this host's own network is not the inviter's to say.
+        notes.push(format!("to share {} write a [[lan]] into meshd.toml", list_of_names(&lans)));
+    }
     match &host.bridges[..] {
         _ if missing.is_empty() => {}
         [] => {

@@ -19,6 +19,7 @@
 
 pub mod accept;
 pub mod exchange;
+pub mod invitation;
 pub mod token;
 
 use base64::Engine as _;

@@ -46,6 +46,7 @@ fn offer() -> Offer {
         name: "home".into(),
         addresses: nets(&["10.88.0.2/24", "fd88::2/64"]),
         subnets: nets(&["10.89.2.0/24", "fd89:2::/64"]),
+        lans: Vec::new(),
         egress: true,
         mtu: 1400,
         domain: "example.net".into(),
@@ -199,6 +200,20 @@ fn nothing_here_claims_more_than_was_offered() {
     assert!(unfit.is_err(), "{unfit:?}");
     let remedy = unfit.unwrap_err().remedy.unwrap();
     assert!(remedy.contains("meshd peer add home --subnet 10.89.2.0/23 --subnet fd89:2::/64 --egress"), "{remedy}");
+}
+
+#[test]
+fn a_lan_is_shared_only_by_its_own_host() {
+    let mut offer = offer();
+    (offer.subnets, offer.lans) = (nets(&["192.168.7.0/24"]), nets(&["192.168.7.0/24"]));
+    let Text { text, notes } = networks(HOME, &config(HOME, true), &offer, &[]).unwrap();
+    assert_eq!(
+        (text.as_str(), notes),
+        (HOME, vec!["to share 192.168.7.0/24 write a [[lan]] into meshd.toml".to_owned()])
+    );
+    let lan = format!("{HOME}\n[[lan]]\nsubnet = \"192.168.7.0/24\"\ninterface = \"eth0\"\n");
+    let Text { text, notes } = networks(&lan, &config(&lan, true), &offer, &[]).unwrap();
+    assert_eq!((text, notes), (lan, Vec::new()));
 }
 
 fn accepted(offer: &Offer) -> Result<Accepted, Unfit> {
