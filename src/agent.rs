@@ -15,8 +15,10 @@ mod direct;
 mod doctor;
 mod egress;
 mod endpoints;
+mod enroll;
 mod exam;
 pub mod guard;
+pub mod join;
 mod leaks;
 mod mail;
 mod measure;
@@ -45,6 +47,7 @@ use answer::Benches;
 use direct::Directs;
 use egress::Exits;
 use endpoints::Endpoints;
+use enroll::Invitations;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
 use path::Paths;
@@ -162,6 +165,8 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.watch_exits() => {}
         () = running.watch_paths() => {}
         () = running.find_direct_paths() => {}
+        () = running.serve_guests() => {}
+        () = running.tend_invitations() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -215,6 +220,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         benches: Benches::default(),
         paths: Paths::default(),
         directs: Directs::default(),
+        invitations: Invitations::new(dirs.state.clone()),
         ending: watch::channel(false).0,
     })
 }

@@ -6,6 +6,7 @@
 //! that a crash or a full disk leaves the old state or the new one. Hidden files are never read.
 
 mod edit;
+pub mod invitations;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -185,9 +186,17 @@ pub fn read_with(dir: &Path, peer: (String, SourceFile)) -> Result<Files, Error>
     read_and(dir, Some(peer))
 }
 
+/// Reads the folder's files as they would be with this `meshd.toml`.
+fn read_beside(dir: &Path, host: SourceFile) -> Result<Files, Error> {
+    read_all(dir, host, None)
+}
+
 fn read_and(dir: &Path, new: Option<(String, SourceFile)>) -> Result<Files, Error> {
+    read_all(dir, source(&Layout(dir).host(), Kind::Plain)?, new)
+}
+
+fn read_all(dir: &Path, host: SourceFile, new: Option<(String, SourceFile)>) -> Result<Files, Error> {
     let layout = Layout(dir);
-    let host = source(&layout.host(), Kind::Plain)?;
     let private_key = source(&layout.private_key(), Kind::Secret)?;
     let mut peers = read_peers(dir)?;
     peers.extend(new);

@@ -11,6 +11,7 @@ use super::answer::Benches;
 use super::direct::Directs;
 use super::egress::Exits;
 use super::endpoints::Endpoints;
+use super::enroll::Invitations;
 use super::mail::Mail;
 use super::path::Paths;
 use crate::config::Config;
@@ -44,6 +45,8 @@ pub(super) struct Running {
     pub(super) paths: Paths,
     /// To peers that are reached through another.
     pub(super) directs: Directs,
+    /// Handed out.
+    pub(super) invitations: Invitations,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -168,6 +171,17 @@ impl Running {
         Ok(api::Reloaded { changes, warnings: outcome.warnings })
     }
 
+    /// Applies what the configuration folder holds now.
+    pub(super) async fn reload_files(&self) -> Result<api::Reloaded, api::Problem> {
+        let mut changing = self.changing.lock().await;
+        let config = Arc::new(store::load(&self.config_dir).map_err(|error| refused(&error))?);
+        let reloaded = self.apply(&mut changing, &config).await?;
+        for change in &reloaded.changes {
+            tracing::info!(change, "reloaded");
+        }
+        Ok(reloaded)
+    }
+
     /// Follows `listen_port`, also back from what wg(8) set. The kernel chooses a port once, not at every reload.
     fn move_port(&self, old: &Config, new: &Config) -> Result<(), api::Problem> {
         let port = new.host.listen_port;
@@ -239,6 +253,7 @@ impl control::Agent for Running {
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         let mut warnings = self.shown().warnings.clone();
         warnings.extend(self.path_warnings());
+        warnings.extend(self.invitation_warnings().await);
         api::Status {
             name: config.host.name.clone(),
             interface: config.host.interface.clone(),
@@ -255,13 +270,9 @@ impl control::Agent for Running {
     }
 
     async fn reload(&self) -> Result<api::Reloaded, api::Problem> {
-        let mut changing = self.changing.lock().await;
-        let config = Arc::new(store::load(&self.config_dir).map_err(|error| refused(&error))?);
-        let reloaded = self.apply(&mut changing, &config).await?;
-        for change in &reloaded.changes {
-            tracing::info!(change, "reloaded");
-        }
-        Ok(reloaded)
+        let reloaded = self.reload_files().await;
+        self.follow_invitations().await;
+        reloaded
     }
 
     async fn plan(&self) -> Result<api::Plan, api::Problem> {
@@ -287,6 +298,10 @@ impl control::Agent for Running {
 
     async fn doctor(&self, request: api::DoctorRequest) -> api::Examined {
         self.examine_peers(&request).await
+    }
+
+    async fn decide(&self, decision: api::Decision) -> Result<(), api::Problem> {
+        Running::decide(self, &decision).await
     }
 
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::show::{add_command, all_of, toml_list, toml_string};
 use super::{Dirs, Failure, print};
 use crate::config::{self, Config, DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, SourceFile, value};
+use crate::enroll::accept::Found;
 use crate::key::{PrivateKey, PublicKey};
 use crate::store::{self, Layout};
 
@@ -102,10 +103,10 @@ fn check(dirs: &Dirs, text: &str, key: &str) -> Result<Config, Failure> {
     })
 }
 
-/// A bridge of this host and its networks.
-struct Found {
-    name: String,
-    subnets: Vec<IpNet>,
+/// The first `meshd.toml` of a host that joins with this name and these addresses, but for its bridges.
+pub fn for_joiner(name: &str, addresses: &[IpNet], key: &PublicKey) -> Result<String, Failure> {
+    let addresses = addresses.iter().map(ToString::to_string).collect();
+    meshd_toml(&Args { name: Some(name.into()), addresses, ..Args::default() }, key, &[])
 }
 
 fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, Failure> {
@@ -144,11 +145,11 @@ fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, F
         text.push_str(&format!(
             "\n# A container bridge that the mesh reaches. Its containers leave to the\n\
              # internet as without meshd (\"direct\"), through a peer (its name), or not at\n\
-             # all (\"none\").\n\
+             # all (\"none\"); `meshd join` writes what it is offered when nothing stands here.\n\
              [[bridge]]\n\
              name = {}\n\
              subnets = {}\n\
-             egress = \"direct\"\n",
+             # egress = \"direct\"\n",
             toml_string(&name),
             toml_list(&subnets),
         ));
@@ -224,7 +225,7 @@ fn next_steps(config: &Config, found: &[Found]) -> String {
 }
 
 /// The hostname as a name in the mesh.
-fn name_of_this_host() -> String {
+pub(super) fn name_of_this_host() -> String {
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     name_from(&hostname.to_string_lossy())
 }
@@ -248,7 +249,7 @@ fn addresses_from(key: &PublicKey) -> [IpNet; 2] {
 }
 
 /// The bridges of this network namespace that have networks a container could be in.
-fn bridges_of_this_host() -> Vec<Found> {
+pub fn bridges_of_this_host() -> Vec<Found> {
     let mut found: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
     // What cannot be read is a suggestion less.
     for address in nix::ifaddrs::getifaddrs().into_iter().flatten() {

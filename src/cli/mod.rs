@@ -6,10 +6,13 @@
 mod ask;
 mod bench;
 mod complete;
+mod conf;
 mod doctor;
 mod down;
 mod guard;
+mod import;
 mod init;
+mod join;
 mod keys;
 mod leaktest;
 mod man;
@@ -52,12 +55,17 @@ Examples:
   meshd up --detach                       run the agent
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
+  meshd peer add phone --client --qr      a phone with the stock app
   meshd status                            peers, handshakes, traffic";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write a first configuration; overwrite nothing
     Init(init::Args),
+    /// Join a mesh by a token of `meshd peer add` on another host
+    Join(join::Args),
+    /// Turn a setup of wg-quick into one of meshd; show it first
+    Import(import::Args),
     /// Run the agent
     Up(up::Args),
     /// Stop the agent and remove all that it programmed
@@ -112,6 +120,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let dirs = &cli.dirs;
     match cli.command {
         Command::Init(args) => init::run(args, dirs),
+        Command::Join(args) => join::run(args, dirs),
+        Command::Import(args) => import::run(args, dirs),
         Command::Up(args) => up::run(args, dirs),
         Command::Down(args) => down::run(args, dirs),
         Command::Reload(args) => reload::run(args, dirs),

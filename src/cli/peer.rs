@@ -1,6 +1,11 @@
-//! `meshd peer`: add, list, show, remove.
+//! `meshd peer`: add, list, show, remove, export, and invitations.
 
 mod add;
+mod client;
+mod export;
+mod from;
+mod invite;
+mod invites;
 mod list;
 mod remove;
 
@@ -15,8 +20,10 @@ use crate::config::{Config, Peer, list_of_names, quote};
 #[command(after_help = "\
 Examples:
   meshd peer list
+  meshd peer add home --subnet 10.89.2.0/24 --egress
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
+  meshd peer add phone --client --qr
   meshd peer remove vps")]
 pub struct Args {
     #[command(subcommand)]
@@ -25,12 +32,20 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write a peer's file and have the running agent take it
+    /// Invite a host, or add a device or a host whose key is known
     Add(add::Args),
     /// Show all peers as configured
     List(list::List),
     /// Show one peer as configured
     Show(list::Show),
+    /// Print this host, or a peer's way to it, as wg-quick has it
+    Export(export::Args),
+    /// Show invitations and who redeemed them
+    Invites(invites::Invites),
+    /// Take an invitation back
+    RevokeInvite(invites::Revoke),
+    /// Let in who redeemed an invitation made with --approve
+    Approve(invites::Approve),
     /// Remove a peer's file and have the running agent forget it
     Remove(remove::Args),
 }
@@ -41,6 +56,10 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Command::Add(args) => add::run(args, dirs, running::reload),
         Command::List(args) => list::list(args, dirs),
         Command::Show(args) => list::show(args, dirs),
+        Command::Export(args) => export::run(args, dirs),
+        Command::Invites(args) => invites::list(args, dirs),
+        Command::RevokeInvite(args) => invites::revoke(args, dirs),
+        Command::Approve(args) => invites::approve(args, dirs),
         Command::Remove(args) => remove::run(args, dirs, running::reload),
     }
 }

@@ -1,8 +1,11 @@
 //! Changes to the text of `meshd.toml` and `peers/NAME.toml`; all else in them stays as it is, comments too.
 
+mod bridge;
+
 use toml_edit::{Array, DocumentMut, Item, Table, TomlError, Value};
 
 use super::{Peer, quote};
+pub use bridge::{add_bridge, default_egress, is_written, set_addresses, widen_bridge};
 
 /// A peer's whole file. Its preshared key is written into it, so the file is a secret.
 pub fn peer(peer: &Peer) -> String {

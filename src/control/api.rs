@@ -220,6 +220,16 @@ pub struct Agents {
     pub others: Vec<String>,
 }
 
+/// What the operator decides about an invitation: `meshd peer approve` and `meshd peer revoke-invite`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Decision {
+    /// Of the invitation.
+    pub id: String,
+    /// Whom to let in, as the operator has seen its fingerprint; without it, nobody any more.
+    #[serde(default)]
+    pub approve: Option<PublicKey>,
+}
+
 /// What `meshd doctor` asks.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -112,6 +112,13 @@ impl Client {
         self.request(Method::POST, "/v1/doctor", body.into(), CHANGE_LIMIT)
     }
 
+    /// Has the agent let somebody in by an invitation, or nobody any more.
+    pub fn decide(&mut self, decision: &api::Decision) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(decision).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let _: serde_json::Value = self.request(Method::POST, "/v1/invitation", body.into(), CHANGE_LIMIT)?;
+        Ok(())
+    }
+
     /// Measures the way to a peer. Progress goes to `progress`.
     pub fn bench(
         &mut self,

@@ -157,6 +157,11 @@ impl Agent for FakeAgent {
         api::Examined::default()
     }
 
+    async fn decide(&self, decision: api::Decision) -> Result<(), api::Problem> {
+        self.called(format!("decide {}", decision.id));
+        Ok(())
+    }
+
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {
         self.called(format!("bench {} {}", request.peer, request.seconds));
         let ended = self.bench_ended.clone();

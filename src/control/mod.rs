@@ -39,6 +39,8 @@ pub trait Agent: Send + Sync + 'static {
     fn agents(&self) -> impl Future<Output = api::Agents> + Send;
     /// Calls peers and asks their agents how they are.
     fn doctor(&self, request: api::DoctorRequest) -> impl Future<Output = api::Examined> + Send;
+    /// What the operator decides about an invitation.
+    fn decide(&self, decision: api::Decision) -> impl Future<Output = Result<(), api::Problem>> + Send;
     /// Measures the way to a peer; the last event says what came of it. Dropped when whoever asked has gone.
     fn bench(
         &self,

@@ -61,6 +61,9 @@ pub struct Offer {
     pub addresses: Vec<IpNet>,
     /// What the joiner's bridges and LANs may have, and nothing else.
     pub subnets: Vec<IpNet>,
+    /// Those of them that are LANs.
+    #[serde(default)]
+    pub lans: Vec<IpNet>,
     /// Whether the inviter carries the egress of the joiner's bridges.
     pub egress: bool,
     /// Of the tunnel.
@@ -259,6 +262,7 @@ mod tests {
             name: "home".into(),
             addresses: vec!["10.88.0.2/24".parse().unwrap()],
             subnets: vec!["10.89.2.0/24".parse().unwrap()],
+            lans: Vec::new(),
             egress: true,
             mtu: 1420,
             domain: "mesh".into(),

@@ -17,7 +17,9 @@
 //! What is new here is only what is said inside: authentication, secrecy and protection from floods are WireGuard's. An
 //! initiation under a key that no invitation has costs the inviter what any stranger's does, and leaves no trace.
 
+pub mod accept;
 pub mod exchange;
+pub mod invitation;
 pub mod token;
 
 use base64::Engine as _;

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Layout, create_dir, io_error, read, remove, replace, show};
+use super::{Error, Layout, create_dir, io_error, read, read_beside, remove, replace, show};
 use crate::config::{self, Config, Files, SourceFile};
 
 /// What is to change, in the order of writing. A crash between two of the writes leaves the first of them done, so each
@@ -39,6 +39,18 @@ impl<'d> Edit<'d> {
         Ok(Self { dir, files: read(dir)?, changes: Vec::new() })
     }
 
+    /// Begins with a folder that has all but a `meshd.toml`, which is to be this one.
+    ///
+    /// # Errors
+    /// As [`Edit::new`], and when the configuration would be wrong.
+    pub fn first(dir: &'d Path, host: String) -> Result<Self, Error> {
+        let path = Layout(dir).host();
+        let new = SourceFile { path: show(&path), text: host.into() };
+        let mut edit = Self { dir, files: read_beside(dir, new.clone())?, changes: Vec::new() };
+        edit.push(Change { path, mode: 0o644, old: None, new: Some(new) })?;
+        Ok(edit)
+    }
+
     /// The text of `meshd.toml` as it will be.
     pub fn host(&self) -> &str {
         std::str::from_utf8(&self.files.host.text).unwrap_or_default()
@@ -61,7 +73,7 @@ impl<'d> Edit<'d> {
     /// Gives `meshd.toml` another text.
     ///
     /// # Errors
-    /// When the configuration would be wrong at this point; the edit is then of no more use.
+    /// When the configuration would be wrong at this point; the edit is then as it was before.
     pub fn set_host(&mut self, text: String) -> Result<(), Error> {
         let path = Layout(self.dir).host();
         let mode = fs::metadata(&path).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777);
@@ -97,16 +109,40 @@ impl<'d> Edit<'d> {
         self.push(Change { path: Layout(self.dir).peer(name), mode: 0o600, old: Some(old), new: None })
     }
 
+    /// Keeps a change that was made to the files; one that makes them wrong is taken back.
     fn push(&mut self, change: Change) -> Result<(), Error> {
-        self.config()?;
+        if let Err(error) = self.config() {
+            self.take_back(change);
+            return Err(error);
+        }
         self.changes.push(change);
         Ok(())
     }
 
+    fn take_back(&mut self, change: Change) {
+        if change.path == Layout(self.dir).host() {
+            self.files.host = change.old.unwrap_or_else(|| self.files.host.clone());
+            return;
+        }
+        let name = change.path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.files.peers.retain(|(other, _)| *other != name);
+        self.files.peers.extend(change.old.map(|old| (name, old)));
+    }
+
+    /// The files that it changes, in the order of writing.
+    pub fn changed(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for change in self.changes.iter().filter(|change| !same(change)) {
+            if !paths.contains(&change.path) {
+                paths.push(change.path.clone());
+            }
+        }
+        paths
+    }
+
     /// Whether it would write anything.
     pub fn is_empty(&self) -> bool {
-        let text = |source: &Option<SourceFile>| source.as_ref().map(|source| source.text.clone());
-        self.changes.iter().all(|change| text(&change.old) == text(&change.new))
+        self.changes.iter().all(same)
     }
 
     /// Writes the files, one after the other.
@@ -115,7 +151,7 @@ impl<'d> Edit<'d> {
     /// As the kernel gives; then those that were written are put back.
     pub fn write(self) -> Result<Undo, Error> {
         let mut written = Undo(Vec::new());
-        for change in self.changes {
+        for change in self.changes.into_iter().filter(|change| !same(change)) {
             if let Err(error) = change.apply(change.new.as_ref()) {
                 // The first error is the one that tells why.
                 let _ = written.undo();
@@ -125,6 +161,10 @@ impl<'d> Edit<'d> {
         }
         Ok(written)
     }
+}
+
+fn same(change: &Change) -> bool {
+    change.old.as_ref().map(|old| &old.text) == change.new.as_ref().map(|new| &new.text)
 }
 
 impl Undo {

@@ -113,7 +113,10 @@ impl Agents {
         let Some(message) = Message::parse_packet(packet, peer.address, own) else { return false };
         if message.kind != Kind::Probe {
             session.agent = true;
-            return session.letters.take(LETTER, LETTERS, now).is_ok()
+            // Only who is no peer yet asks to become one.
+            let wanted = message.kind != Kind::Enroll || message.answer;
+            return wanted
+                && session.letters.take(LETTER, LETTERS, now).is_ok()
                 && self.deliver(peer.key, &message, packet.len());
         }
         let run = self.run.load();

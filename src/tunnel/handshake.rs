@@ -12,10 +12,10 @@ use boringtun::noise::{Packet, Tunn};
 
 use super::batch::{Outbox, Path};
 use super::gate::Verdict;
-use super::knocks::{KnockCause, Knocks};
+use super::knocks::KnockCause;
 use super::peer::Peer;
 use super::table::Table;
-use super::{lock, message};
+use super::{Device, lock, message};
 use crate::key::PublicKey;
 
 /// What one core answers in a quarter of a second.
@@ -103,7 +103,7 @@ impl Waiting {
     /// worth an answer.
     pub(super) fn answer(
         &self,
-        (from, knocks): (&Handshakes, &Knocks),
+        device: &Device,
         table: &Table,
         out: &mut Outbox,
         now: Instant,
@@ -111,7 +111,7 @@ impl Waiting {
         mut send: impl FnMut(&mut Outbox),
     ) -> bool {
         let Message { bytes, len, path } = &self.message;
-        let message = &bytes[..*len];
+        let (message, knocks) = (&bytes[..*len], &device.knocks);
         let kind = message::kind(message);
         if kind != Some(message::COOKIE_REPLY) {
             match table.gate.judge(message, path.remote.ip(), self.load, out.spare()) {
@@ -160,12 +160,16 @@ impl Waiting {
         }
         let Some(key) = initiator(table, message) else { return false };
         let Some(peer) = table.peers.get(&key) else {
+            let handshake = |guest: &Peer| take(guest, out).is_ok();
+            if let Some(taken) = device.guests.admit(table, key, (message, path.remote), now, handshake) {
+                return taken;
+            }
             knocks.note(KnockCause::UnknownKey, Some(key), path.remote, now);
             return false;
         };
         let taken = note(peer, take(peer, out));
         if taken {
-            from.learn(path.remote, peer.index);
+            device.handshakes.learn(path.remote, peer.index);
         }
         taken
     }

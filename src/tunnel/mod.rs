@@ -22,6 +22,7 @@ mod batch;
 mod egress;
 mod flows;
 mod gate;
+mod guests;
 mod handshake;
 mod knocks;
 mod message;
@@ -45,6 +46,7 @@ use ipnet::IpNet;
 pub use agents::Agents;
 pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 pub use egress::{Egress, Local};
+pub use guests::{Guest, GuestLetter, Guests};
 pub use knocks::{Knock, KnockCause};
 pub use snapshot::{PeerSnapshot, PeerState};
 
@@ -128,6 +130,8 @@ pub struct Device {
     pub drops: Drops,
     /// What agents say to this one.
     pub agents: Agents,
+    /// Who redeems an invitation.
+    pub guests: Guests,
 }
 
 impl Device {
@@ -144,6 +148,7 @@ impl Device {
             knocks: Knocks::default(),
             drops: Drops::default(),
             agents: Agents::default(),
+            guests: Guests::default(),
         }
     }
 
@@ -215,7 +220,7 @@ impl Device {
     /// block, is called where packets that waited for a session are not to be overtaken.
     pub fn answer(&self, out: &mut Outbox, now: Instant, wall: SystemTime, send: impl FnMut(&mut Outbox)) -> bool {
         let Some(waiting) = self.handshakes.next(now) else { return false };
-        if !waiting.answer((&self.handshakes, &self.knocks), &self.table.load(), out, now, wall, send) {
+        if !waiting.answer(self, &self.table.load(), out, now, wall, send) {
             count(&self.drops.refused);
         }
         true
@@ -223,6 +228,7 @@ impl Device {
 
     /// Runs the timers of all peers. `send` is called when `out` fills up, and must empty it.
     pub fn tick(&self, out: &mut Outbox, now: Instant, mut send: impl FnMut(&mut Outbox)) {
+        self.guests.tick(now);
         let table = self.table.load();
         for peer in table.peers.values() {
             let lost = peer.lock().tick(out, now);
@@ -335,6 +341,7 @@ impl Device {
         let Settings { peers, local } = settings;
         let is_exit = |key: &PublicKey| local.egress.iter().any(|egress| egress.exits.contains(key));
         let mut taken: HashSet<u32> = old.peers.values().map(|peer| peer.index).collect();
+        taken.extend(self.guests.indices());
         let peers: Vec<_> = peers
             .into_iter()
             .map(|mut settings| {
@@ -360,6 +367,9 @@ impl Device {
         let table = Table::new(base.private_key, base.gate, base.unlimited, peers, beyond);
         table.connect();
         self.table.store(Arc::new(table));
+        if !keep_sessions {
+            self.guests.clear();
+        }
     }
 }
 
@@ -386,7 +396,7 @@ impl Opener<'_> {
             self.held = None;
             self.proven = None;
             self.foreign = Foreign::default();
-            let Some(peer) = self.table.receiver(index) else { return false };
+            let Some(peer) = self.table.receiver(index) else { return self.guest(index, datagram, inbox) };
             self.held = Some((peer, peer.lock()));
         }
         let Some((peer, session)) = &mut self.held else { return false };
@@ -427,6 +437,27 @@ impl Opener<'_> {
         }
         session.drain(out, self.now);
         true
+    }
+
+    /// Opens a message that is no peer's. What a guest may send never gets beyond the agent.
+    #[cold]
+    #[inline(never)]
+    fn guest(&self, index: u32, datagram: &[u8], inbox: &mut Inbox) -> bool {
+        let Some(peer) = self.device.guests.receiver(index) else { return false };
+        let mut session = peer.lock();
+        let taken = match session.open(datagram, self.path, inbox, self.now, self.wall) {
+            Opened::Refused => false,
+            Opened::Keepalive => true,
+            Opened::Packet(len) => {
+                let (guests, packet) = (&self.device.guests, &inbox.spare()[..len]);
+                guests.take(packet, self.table.address, &peer, &mut session, self.now)
+            }
+        };
+        drop(session);
+        if taken {
+            self.device.guests.announce();
+        }
+        taken
     }
 }
 
