@@ -47,6 +47,7 @@ impl Endpoints {
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: config.allowed_ips(peer),
             deliver: peer.trusted(),
+            next: peer.next.clone(),
         };
         config.peers.iter().map(settings).collect()
     }

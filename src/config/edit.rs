@@ -24,6 +24,9 @@ pub fn peer(peer: &Peer) -> String {
     set("via", peer.via.as_deref().map(Value::from));
     set("introduced_by", peer.introduced_by.as_deref().map(Value::from));
     set("inviter_key", peer.inviter_key.map(|key| key.to_string().into()));
+    set("next_public_key", peer.next.public_key.map(|key| key.to_string().into()));
+    set("next_preshared_key", peer.next.preshared_key.as_ref().map(|key| key.expose_base64().into()));
+    set("next_inviter_key", peer.next.inviter_key.map(|key| key.to_string().into()));
     document.to_string()
 }
 

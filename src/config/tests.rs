@@ -163,6 +163,7 @@ to = "10.89.2.10:443"
                     via: None,
                     introduced_by: None,
                     inviter_key: None,
+                    next: NextKeys::default(),
                 },
             ],
         }
@@ -654,5 +655,19 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn keys_to_come_are_nobody_elses_and_survive_an_edit() {
+    let next = PrivateKey::from_bytes([9; 32]).public_key();
+    let file = |key: &dyn std::fmt::Display| format!("public_key = \"{VPS}\"\nnext_public_key = \"{key}\"\n");
+    let of = |text: &str| parse(&files(HOME, &[("phone", &format!("public_key = \"{PHONE}\"\n")), ("vps", text)]));
+    let config = of(&format!("{}next_preshared_key = \"{OWN}\"\n", file(&next))).unwrap();
+    let peer = config.peer("vps").unwrap();
+    assert_eq!((peer.next.public_key, peer.next.preshared_key.as_ref().map(|key| key.expose_base64())), (Some(next), Some(OWN.to_owned())));
+    assert_eq!(of(&edit::peer(peer)).unwrap().peer("vps"), Some(peer));
+    for key in [PHONE.to_owned(), config.private_key.public_key().to_string(), VPS.to_owned()] {
+        assert!(of(&file(&key)).unwrap_err()[0].message.starts_with("next_public_key "), "{key}");
     }
 }

@@ -85,6 +85,7 @@ impl Network {
             persistent_keepalive: None,
             allowed_ips: vec![IpNet::from(IpAddr::V4(*inner))],
             deliver: false,
+            next: NextKeys::default(),
         }
     }
 

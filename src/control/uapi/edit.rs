@@ -75,6 +75,7 @@ impl Peers {
                 persistent_keepalive: None,
                 allowed_ips: Vec::new(),
                 deliver: known.is_some_and(|peer| peer.deliver),
+                next: known.map(|peer| peer.next.clone()).unwrap_or_default(),
             });
         }
         if let Some((settings, _)) = self.0.get_mut(&key) {
@@ -141,6 +142,7 @@ mod tests {
             persistent_keepalive: Some(25),
             allowed_ips: nets.iter().map(|net| net.parse().unwrap()).collect(),
             deliver: false,
+            next: NextKeys::default(),
         }
     }
 
