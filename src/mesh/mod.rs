@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Endpoint, Peer, allow, value};
-use crate::key::PublicKey;
+use crate::key::{NextKeys, PublicKey};
 
 /// A host or a client as another host introduces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +118,7 @@ impl Member {
             via: None,
             introduced_by: None,
             inviter_key: None,
+            next: NextKeys::default(),
         })
     }
 }

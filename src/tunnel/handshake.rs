@@ -159,7 +159,7 @@ impl Waiting {
             return note(peer, Ok(()));
         }
         let Some(key) = initiator(table, message) else { return false };
-        let Some(peer) = table.peers.get(&key) else {
+        let Some(peer) = table.holder(&key) else {
             knocks.note(KnockCause::UnknownKey, Some(key), path.remote, now);
             return false;
         };

@@ -130,6 +130,7 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::NextKeys;
     use crate::control::fake::hex_of;
     use crate::control::fake::peer_key;
     use crate::control::uapi::message::{Request, parse};

@@ -207,6 +207,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key::NextKeys;
     use crate::control::fake::{hex_of, peer_key};
     use crate::tunnel::{PeerSettings, PeerState};
 
@@ -316,6 +317,7 @@ mod tests {
                     persistent_keepalive: Some(25),
                     allowed_ips: vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()],
                     deliver: false,
+                    next: NextKeys::default(),
                 },
                 latest_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 7)),
                 rx_bytes: 11,
@@ -333,6 +335,7 @@ mod tests {
                     persistent_keepalive: None,
                     allowed_ips: vec![],
                     deliver: false,
+                    next: NextKeys::default(),
                 },
                 latest_handshake: None,
                 rx_bytes: 0,
@@ -382,6 +385,7 @@ mod tests {
                 persistent_keepalive: keepalive,
                 allowed_ips: nets,
                 deliver: false,
+                next: NextKeys::default(),
             };
             let snapshot = PeerSnapshot {
                 settings: settings.clone(),
