@@ -20,6 +20,7 @@ mod leaks;
 mod mail;
 mod measure;
 mod path;
+mod rotate;
 mod running;
 
 use std::io;
@@ -46,6 +47,7 @@ use endpoints::Endpoints;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
 use path::Paths;
+use rotate::Rotations;
 use running::{Changing, Running, Shown};
 
 /// How often names of silent peers are looked at, and the kernel is compared with the plan though it told of no change.
@@ -159,6 +161,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.follow_names() => {}
         () = running.watch_exits() => {}
         () = running.watch_paths() => {}
+        () = running.follow_rotations() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -211,6 +214,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         mail: Mail::new(),
         benches: Benches::default(),
         paths: Paths::default(),
+        rotations: Rotations::default(),
         ending: watch::channel(false).0,
     })
 }

@@ -164,6 +164,7 @@ impl Running {
     async fn answer_slowly(&self, letter: Letter) {
         let answer = match letter.kind {
             Kind::Doctor => self.examined(&letter).await,
+            Kind::Rotate => self.rotated(&letter).await,
             _ => None,
         };
         if let Some((size, body)) = answer {

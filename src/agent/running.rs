@@ -12,6 +12,7 @@ use super::egress::Exits;
 use super::endpoints::Endpoints;
 use super::mail::Mail;
 use super::path::Paths;
+use super::rotate::Rotations;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
@@ -41,6 +42,8 @@ pub(super) struct Running {
     pub(super) benches: Benches,
     /// Over IPv6, to peers.
     pub(super) paths: Paths,
+    /// Of keys.
+    pub(super) rotations: Rotations,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -236,6 +239,7 @@ impl control::Agent for Running {
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         let mut warnings = self.shown().warnings.clone();
         warnings.extend(self.path_warnings());
+        warnings.extend(self.rotation_warnings());
         api::Status {
             name: config.host.name.clone(),
             interface: config.host.interface.clone(),
@@ -284,6 +288,10 @@ impl control::Agent for Running {
 
     async fn doctor(&self, request: api::DoctorRequest) -> api::Examined {
         self.examine_peers(&request).await
+    }
+
+    async fn rotate(&self, request: api::RotateRequest) -> Result<api::Rotated, api::Problem> {
+        self.rotate_keys(&request).await
     }
 
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {

@@ -1,8 +1,9 @@
-//! `meshd peer`: add, list, show, remove.
+//! `meshd peer`: add, list, show, remove, rotate.
 
 mod add;
 mod list;
 mod remove;
+mod rotate;
 
 use clap::Subcommand;
 
@@ -17,7 +18,8 @@ Examples:
   meshd peer list
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
-  meshd peer remove vps")]
+  meshd peer remove vps
+  meshd peer rotate vps")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -33,6 +35,8 @@ enum Command {
     Show(list::Show),
     /// Remove a peer's file and have the running agent forget it
     Remove(remove::Args),
+    /// Agree on new keys over the live session; no packet is lost
+    Rotate(rotate::Args),
 }
 
 /// Runs the command.
@@ -42,6 +46,7 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Command::List(args) => list::list(args, dirs),
         Command::Show(args) => list::show(args, dirs),
         Command::Remove(args) => remove::run(args, dirs, running::reload),
+        Command::Rotate(args) => rotate::run(args, dirs),
     }
 }
 

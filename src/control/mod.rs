@@ -39,6 +39,8 @@ pub trait Agent: Send + Sync + 'static {
     fn agents(&self) -> impl Future<Output = api::Agents> + Send;
     /// Calls peers and asks their agents how they are.
     fn doctor(&self, request: api::DoctorRequest) -> impl Future<Output = api::Examined> + Send;
+    /// Agrees on new keys with peers, or gives this host another one.
+    fn rotate(&self, request: api::RotateRequest) -> impl Future<Output = Result<api::Rotated, api::Problem>> + Send;
     /// Measures the way to a peer; the last event says what came of it. Dropped when whoever asked has gone.
     fn bench(
         &self,

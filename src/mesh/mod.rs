@@ -1,5 +1,7 @@
 //! What hosts know of each other beyond the peers that an operator wrote down. Pure: no I/O, and `now` is an argument.
 
+pub mod rotate;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
