@@ -41,6 +41,9 @@ use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey};
 /// For so long after the last packet under former keys another one may come.
 const LINGER: Duration = Duration::from_secs(20);
 
+/// A peer that is there has answered by then (KEEPALIVE_TIMEOUT of the whitepaper).
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// What a session is agreed under.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -237,8 +240,10 @@ impl Session {
             }
         }
         let Some(path) = self.path() else { return };
-        let unheard = !self.has_session() && self.initiating_since.is_some();
-        let calling = self.is_stale() || unheard || self.unanswered(now) >= REKEY_TIMEOUT;
+        // Not at each rekey: then the peer is there, and answers under the keys of the session.
+        let silent = self.heard().is_none_or(|heard| now.saturating_duration_since(heard) >= SILENCE);
+        let lost = self.initiating_since.is_some() && (silent || !self.has_session());
+        let calling = self.is_stale() || lost || self.unanswered(now) >= REKEY_TIMEOUT;
         let mut others = std::mem::take(&mut self.others);
         for Other { tunn, role, .. } in &mut others {
             let mut result = tunn.update_timers(out.spare());
