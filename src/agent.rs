@@ -23,6 +23,7 @@ mod leaks;
 mod mail;
 mod measure;
 mod path;
+mod rotate;
 mod running;
 
 use std::io;
@@ -51,6 +52,7 @@ use enroll::Invitations;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
 use path::Paths;
+use rotate::Rotations;
 use running::{Changing, Running, Shown};
 
 /// How often names of silent peers are looked at, and the kernel is compared with the plan though it told of no change.
@@ -167,6 +169,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.find_direct_paths() => {}
         () = running.serve_guests() => {}
         () = running.tend_invitations() => {}
+        () = running.follow_rotations() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -221,6 +224,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         paths: Paths::default(),
         directs: Directs::default(),
         invitations: Invitations::new(dirs.state.clone()),
+        rotations: Rotations::default(),
         ending: watch::channel(false).0,
     })
 }

@@ -36,6 +36,17 @@ pub struct PublicKey([u8; 32]);
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct PresharedKey([u8; 32]);
 
+/// Keys that take the place of a peer's present ones as soon as a session under them stands. Both count until then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NextKeys {
+    /// Its identity.
+    pub public_key: Option<PublicKey>,
+    /// Mixed into handshakes.
+    pub preshared_key: Option<PresharedKey>,
+    /// What its news are signed with, once `public_key` is its identity.
+    pub inviter_key: Option<VerifyingKey>,
+}
+
 impl PrivateKey {
     /// A new key from the kernel's random numbers.
     ///

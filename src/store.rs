@@ -128,6 +128,11 @@ impl Layout<'_> {
         self.0.join("private.key")
     }
 
+    /// `private.key.next`, while a rotation is under way.
+    pub fn next_private_key(self) -> PathBuf {
+        self.0.join("private.key.next")
+    }
+
     /// `peers/`.
     pub fn peers(self) -> PathBuf {
         self.0.join("peers")
@@ -159,7 +164,30 @@ pub fn is_configured(dir: &Path) -> bool {
 /// # Errors
 /// When it must not be used or is none.
 pub fn private_key(dir: &Path) -> Result<Option<PrivateKey>, Error> {
-    let source = match source(&Layout(dir).private_key(), Kind::Secret) {
+    key_at(&Layout(dir).private_key())
+}
+
+/// The key that is to take the place of the private key, when there is one.
+///
+/// # Errors
+/// When it must not be used or is none.
+pub fn next_private_key(dir: &Path) -> Result<Option<PrivateKey>, Error> {
+    key_at(&Layout(dir).next_private_key())
+}
+
+/// Has the next private key take the place of the present one, in one step.
+///
+/// # Errors
+/// As the kernel gives; then all stands as it was.
+pub fn rotate_private_key(dir: &Path) -> Result<(), Error> {
+    let path = Layout(dir).private_key();
+    fs::rename(Layout(dir).next_private_key(), &path)
+        .and_then(|()| sync_parent(&path))
+        .map_err(|error| io_error(&path, error))
+}
+
+fn key_at(path: &Path) -> Result<Option<PrivateKey>, Error> {
+    let source = match source(path, Kind::Secret) {
         Ok(source) => source,
         Err(Error::NotThere(_)) => return Ok(None),
         Err(error) => return Err(error),

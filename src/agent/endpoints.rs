@@ -48,6 +48,7 @@ impl Endpoints {
             allowed_ips: config.allowed_ips(peer),
             deliver: peer.trusted(),
             via: peer.via.as_ref().and_then(|name| Some(config.peer(name)?.public_key)),
+            next: peer.next.clone(),
         };
         config.peers.iter().map(settings).collect()
     }

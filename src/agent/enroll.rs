@@ -29,8 +29,6 @@ use crate::tunnel::GuestLetter;
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is looked whether an invitation's time is over.
 const TEND: Duration = Duration::from_secs(5);
-/// For whoever holds the lock of the configuration folder; a joiner asks again anyway.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Of invitations that ended, so that joiners are told why.
 const MAX_ENDED: usize = 100;
 
@@ -100,7 +98,7 @@ impl Running {
         if let Some(answer) = self.redeemed_from_memory(letter, &redeem).await {
             return Some(answer);
         }
-        let folder = self.lock_folder().await?;
+        let folder = self.lock_folder().await.ok()?;
         let mut list = self.invitations.list.lock().await;
         let invitation = list.iter_mut().find(|one| one.key == letter.from.key)?;
         // It may have been revoked meanwhile.
@@ -203,7 +201,7 @@ impl Running {
         if !half(&self.invitations.list.lock().await, &self.config()) {
             return;
         }
-        let Some(folder) = self.lock_folder().await else { return };
+        let Ok(folder) = self.lock_folder().await else { return };
         let config = self.config();
         for invitation in &mut *self.invitations.list.lock().await {
             if let (true, Some(&key)) = (invitations::half_done(&config, invitation), invitation.joiner()) {
@@ -236,7 +234,7 @@ impl Running {
         let now = unix_now();
         let bound = |one: &Invitation| one.lapsed(now) && matches!(one.state, State::Bound { .. });
         let withdrawn = self.invitations.list.lock().await.iter().any(bound);
-        let folder = if withdrawn { self.lock_folder().await } else { None };
+        let folder = if withdrawn { self.lock_folder().await.ok() } else { None };
         let mut list = self.invitations.list.lock().await;
         for invitation in &mut *list {
             if !invitation.lapsed(now) || (bound(invitation) && folder.is_none()) {
@@ -292,8 +290,7 @@ impl Running {
             errors: vec![format!("invitation {}: {why}", decision.id)],
             remedy: Some("meshd peer invites".into()),
         };
-        let busy = || refuse("another command holds the configuration; try again");
-        let folder = self.lock_folder().await.ok_or_else(busy)?;
+        let folder = self.lock_folder().await.map_err(|why| refuse(&why))?;
         let mut list = self.invitations.list.lock().await;
         let invitation = list.iter_mut().find(|one| one.id == decision.id);
         let invitation = invitation.ok_or_else(|| refuse("there is none"))?;
@@ -326,22 +323,6 @@ impl Running {
             _ => None,
         };
         self.invitations.list.lock().await.iter().filter_map(line).collect()
-    }
-
-    /// The lock of the configuration folder; `None` when another has it for too long.
-    async fn lock_folder(&self) -> Option<Flock<File>> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match store::try_lock(&self.config_dir) {
-                Ok(Some(lock)) => return Some(lock),
-                Ok(None) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(50)).await,
-                Ok(None) => return None,
-                Err(error) => {
-                    tracing::error!("{error}");
-                    return None;
-                }
-            }
-        }
     }
 }
 

@@ -165,6 +165,7 @@ impl Running {
         let answer = match letter.kind {
             Kind::Doctor => self.examined(&letter).await,
             Kind::Direct => self.directed(&letter).await.map(|body| (0, body)),
+            Kind::Rotate => self.rotated(&letter).await,
             _ => None,
         };
         if let Some((size, body)) = answer {

@@ -1,10 +1,12 @@
 //! The agent while it runs: what it holds, and what it is asked over the control socket.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use nix::fcntl::Flock;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use super::answer::Benches;
@@ -14,6 +16,7 @@ use super::endpoints::Endpoints;
 use super::enroll::Invitations;
 use super::mail::Mail;
 use super::path::Paths;
+use super::rotate::Rotations;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
@@ -21,6 +24,10 @@ use crate::host::{self, News, Reconciler, Rivals};
 use crate::key::{PrivateKey, PublicKey};
 use crate::store;
 use crate::tunnel::{Device, PeerSnapshot, Settings};
+
+/// For a command that changes the configuration folder, and between two looks whether it has done.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// The parts of a running agent.
 pub(super) struct Running {
@@ -47,6 +54,8 @@ pub(super) struct Running {
     pub(super) directs: Directs,
     /// Handed out.
     pub(super) invitations: Invitations,
+    /// Of keys.
+    pub(super) rotations: Rotations,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -70,6 +79,20 @@ impl Running {
 
     pub(super) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.shown().config)
+    }
+
+    /// The configuration folder for this agent alone. Never waited for by blocking: a command that has it may be waiting for
+    /// this agent.
+    pub(super) async fn lock_folder(&self) -> Result<Flock<File>, String> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match store::try_lock(&self.config_dir) {
+                Ok(Some(lock)) => return Ok(lock),
+                Err(error) => return Err(error.to_string()),
+                Ok(None) if Instant::now() >= deadline => return Err("another meshd changes its files".to_owned()),
+                Ok(None) => tokio::time::sleep(LOCK_LOOK).await,
+            }
+        }
     }
 
     pub(super) fn dataplane(&self) -> MutexGuard<'_, Option<Dataplane>> {
@@ -254,6 +277,7 @@ impl control::Agent for Running {
         let mut warnings = self.shown().warnings.clone();
         warnings.extend(self.path_warnings());
         warnings.extend(self.invitation_warnings().await);
+        warnings.extend(self.rotation_warnings());
         api::Status {
             name: config.host.name.clone(),
             interface: config.host.interface.clone(),
@@ -302,6 +326,10 @@ impl control::Agent for Running {
 
     async fn decide(&self, decision: api::Decision) -> Result<(), api::Problem> {
         Running::decide(self, &decision).await
+    }
+
+    async fn rotate(&self, request: api::RotateRequest) -> Result<api::Rotated, api::Problem> {
+        self.rotate_keys(&request).await
     }
 
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {

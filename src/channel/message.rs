@@ -49,7 +49,7 @@ pub enum Kind {
     News = 6,
     /// Finds a direct path to a peer that is reached through another: see [`crate::mesh`].
     Direct = 7,
-    /// Agrees on new keys: see [`crate::agent`].
+    /// Agrees on new keys: see [`crate::mesh::rotate`].
     Rotate = 8,
 }
 

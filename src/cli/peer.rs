@@ -1,4 +1,4 @@
-//! `meshd peer`: add, list, show, remove, export, and invitations.
+//! `meshd peer`: add, list, show, remove, export, rotate, and invitations.
 
 mod add;
 mod client;
@@ -8,6 +8,7 @@ mod invite;
 mod invites;
 mod list;
 mod remove;
+mod rotate;
 
 use clap::Subcommand;
 
@@ -24,7 +25,8 @@ Examples:
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
   meshd peer add phone --client --qr
-  meshd peer remove vps")]
+  meshd peer remove vps
+  meshd peer rotate vps")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -48,6 +50,8 @@ enum Command {
     Approve(invites::Approve),
     /// Remove a peer's file and have the running agent forget it
     Remove(remove::Args),
+    /// Agree on new keys over the live session; no packet is lost
+    Rotate(rotate::Args),
 }
 
 /// Runs the command.
@@ -61,6 +65,7 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Command::RevokeInvite(args) => invites::revoke(args, dirs),
         Command::Approve(args) => invites::approve(args, dirs),
         Command::Remove(args) => remove::run(args, dirs, running::reload),
+        Command::Rotate(args) => rotate::run(args, dirs),
     }
 }
 

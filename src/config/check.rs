@@ -179,13 +179,16 @@ impl Check<'_> {
         let own = self.config.private_key.public_key();
         let mut seen = HashMap::new();
         for peer in &self.config.peers {
-            if peer.public_key == own {
-                let message =
-                    format!("public_key {own} is this host's own; write the one that `meshd pubkey` prints there");
-                self.peer_problem(peer, "public_key", message);
-            } else if let Some(other) = seen.insert(peer.public_key, &peer.name) {
-                let message = format!("public_key {} is that of peer {} already", peer.public_key, quote(other));
-                self.peer_problem(peer, "public_key", message);
+            let keys = [("public_key", Some(peer.public_key)), ("next_public_key", peer.next.public_key)];
+            for (name, key) in keys.into_iter().filter_map(|(name, key)| Some((name, key?))) {
+                if key == own {
+                    let message =
+                        format!("{name} {own} is this host's own; write the one that `meshd pubkey` prints there");
+                    self.peer_problem(peer, name, message);
+                } else if let Some(other) = seen.insert(key, &peer.name) {
+                    let message = format!("{name} {key} is that of peer {} already", quote(other));
+                    self.peer_problem(peer, name, message);
+                }
             }
         }
     }

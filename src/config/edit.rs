@@ -27,6 +27,9 @@ pub fn peer(peer: &Peer) -> String {
     set("via", peer.via.as_deref().map(Value::from));
     set("introduced_by", peer.introduced_by.as_deref().map(Value::from));
     set("inviter_key", peer.inviter_key.map(|key| key.to_string().into()));
+    set("next_public_key", peer.next.public_key.map(|key| key.to_string().into()));
+    set("next_preshared_key", peer.next.preshared_key.as_ref().map(|key| key.expose_base64().into()));
+    set("next_inviter_key", peer.next.inviter_key.map(|key| key.to_string().into()));
     document.to_string()
 }
 
@@ -41,6 +44,25 @@ pub fn set(text: &str, key: &str, value: impl Into<Value>) -> Result<String, Tom
 pub fn unset(text: &str, key: &str) -> Result<String, TomlError> {
     let mut document: DocumentMut = text.parse()?;
     document.remove(key);
+    Ok(document.to_string())
+}
+
+/// The text of a peer's file with the keys of `new` in the place of those of `old`.
+pub fn keys(text: &str, old: &Peer, new: &Peer) -> Result<String, TomlError> {
+    let mut document: DocumentMut = text.parse()?;
+    let mut follow = |key: &str, value: Option<String>| match value {
+        Some(value) => put(document.as_table_mut(), key, value.into()),
+        None => drop(document.remove(key)),
+    };
+    follow("public_key", Some(new.public_key.to_string()));
+    if new.preshared_key != old.preshared_key {
+        follow("preshared_key_file", None);
+        follow("preshared_key", new.preshared_key.as_ref().map(|key| key.expose_base64()));
+    }
+    follow("inviter_key", new.inviter_key.map(|key| key.to_string()));
+    follow("next_public_key", new.next.public_key.map(|key| key.to_string()));
+    follow("next_preshared_key", new.next.preshared_key.as_ref().map(|key| key.expose_base64()));
+    follow("next_inviter_key", new.next.inviter_key.map(|key| key.to_string()));
     Ok(document.to_string())
 }
 

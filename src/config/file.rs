@@ -10,7 +10,7 @@ use zeroize::Zeroize as _;
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
 use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Publish, allow, check, value};
-use crate::key::{KeyError, PrivateKey};
+use crate::key::{KeyError, NextKeys, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
 pub const DEFAULT_INTERFACE: &str = "mesh0";
@@ -240,8 +240,7 @@ fn peer(
         let public_key = reader.required(&mut top, "public_key", "\"…\", as `meshd pubkey` prints", |text| {
             text.parse().map_err(|error: KeyError| error.to_string())
         });
-        let inline =
-            reader.string(&mut top, "preshared_key", |text| text.parse().map_err(|error: KeyError| error.to_string()));
+        let inline = key(reader, &mut top, "preshared_key");
         let from_file = reader.string(&mut top, "preshared_key_file", |path| match preshared_keys.get(path) {
             Some(Ok(file)) => key_of(file).map_err(|error| format!("holds what is {error}")),
             Some(Err(why)) => Err(why.clone()),
@@ -260,8 +259,12 @@ fn peer(
         let lans = reader.strings(&mut top, "lans", value::subnet);
         let via = reader.string(&mut top, "via", |name| Ok(name.to_owned()));
         let introduced_by = reader.string(&mut top, "introduced_by", |name| Ok(name.to_owned()));
-        let inviter_key =
-            reader.string(&mut top, "inviter_key", |text| text.parse().map_err(|error: KeyError| error.to_string()));
+        let inviter_key = key(reader, &mut top, "inviter_key");
+        let next = NextKeys {
+            public_key: key(reader, &mut top, "next_public_key"),
+            preshared_key: key(reader, &mut top, "next_preshared_key"),
+            inviter_key: key(reader, &mut top, "next_inviter_key"),
+        };
         reader.finish(&top);
         Some(Peer {
             name: checked_name.ok()?,
@@ -277,8 +280,17 @@ fn peer(
             via,
             introduced_by,
             inviter_key,
+            next,
         })
     })
+}
+
+fn key<K: std::str::FromStr<Err = KeyError>>(
+    reader: &mut Reader<'_>,
+    section: &mut Section<'_>,
+    name: &'static str,
+) -> Option<K> {
+    reader.string(section, name, |text| text.parse().map_err(|error: KeyError| error.to_string()))
 }
 
 fn private_key(source: &SourceFile, problems: &mut Problems) -> Option<PrivateKey> {

@@ -24,7 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::key::{PresharedKey, PrivateKey, PublicKey, VerifyingKey};
+use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey, VerifyingKey};
 
 pub use allow::{Allow, Place, Service, allow, service};
 pub use file::{
@@ -180,6 +180,8 @@ pub struct Peer {
     pub introduced_by: Option<String>,
     /// What its news of the mesh are signed with; only whose is here may introduce others.
     pub inviter_key: Option<VerifyingKey>,
+    /// What a rotation under way brings.
+    pub next: NextKeys,
 }
 
 impl Peer {

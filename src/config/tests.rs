@@ -148,6 +148,7 @@ to = "10.89.2.10:443"
                     via: None,
                     introduced_by: None,
                     inviter_key: None,
+                    next: NextKeys::default(),
                 },
                 Peer {
                     name: "vps".into(),
@@ -163,6 +164,7 @@ to = "10.89.2.10:443"
                     via: None,
                     introduced_by: None,
                     inviter_key: None,
+                    next: NextKeys::default(),
                 },
             ],
         }
@@ -491,7 +493,7 @@ fn a_hostile_peer_is_refused_before_anything_is_applied() {
         &[
             "peers/vps.toml:2: endpoint \"\\u{1b}[2Jvps\": expected HOST:PORT such as vps.example.net:51820",
             "peers/vps.toml:3: unknown key \"\\u{1b}[2J\"; known keys: public_key, preshared_key, preshared_key_file, endpoint, \
-         addresses, subnets, persistent_keepalive, client, allow, lans, via, introduced_by, inviter_key",
+         addresses, subnets, persistent_keepalive, client, allow, lans, via, introduced_by, inviter_key, next_public_key, next_preshared_key, next_inviter_key",
         ],
     );
 }
@@ -671,5 +673,22 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn keys_to_come_are_nobody_elses_and_survive_an_edit() {
+    let next = PrivateKey::from_bytes([9; 32]).public_key();
+    let file = |key: &dyn std::fmt::Display| format!("public_key = \"{VPS}\"\nnext_public_key = \"{key}\"\n");
+    let of = |text: &str| parse(&files(HOME, &[("phone", peer(PHONE, "")), ("vps", text.to_owned())]));
+    let config = of(&format!("{}next_preshared_key = \"{OWN}\"\n", file(&next))).unwrap();
+    let peer = config.peer("vps").unwrap();
+    assert_eq!(
+        (peer.next.public_key, peer.next.preshared_key.as_ref().map(|key| key.expose_base64())),
+        (Some(next), Some(OWN.to_owned()))
+    );
+    assert_eq!(of(&edit::peer(peer)).unwrap().peer("vps"), Some(peer));
+    for key in [PHONE.to_owned(), config.private_key.public_key().to_string(), VPS.to_owned()] {
+        assert!(of(&file(&key)).unwrap_err()[0].message.starts_with("next_public_key "), "{key}");
     }
 }

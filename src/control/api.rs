@@ -242,6 +242,38 @@ pub struct DoctorRequest {
     pub reconcile: bool,
 }
 
+/// What `meshd peer rotate` asks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RotateRequest {
+    /// A new preshared key with this peer; with all that are hosts without it.
+    pub peer: Option<String>,
+    /// A new key of this host instead.
+    pub own: bool,
+    /// Although there are peers that will not know it.
+    pub force: bool,
+}
+
+/// `meshd peer rotate --json`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Rotated {
+    /// This host's new identity, when that is what was asked for.
+    pub public_key: Option<PublicKey>,
+    /// By name.
+    pub peers: Vec<RotatedPeer>,
+}
+
+/// What came of it with one peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RotatedPeer {
+    /// Its name.
+    pub name: String,
+    /// A session under the new key stands.
+    pub done: bool,
+    /// Why not.
+    pub why: Option<String>,
+}
+
 /// What `meshd bench` asks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BenchRequest {

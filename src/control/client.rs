@@ -119,6 +119,12 @@ impl Client {
         Ok(())
     }
 
+    /// Has the agent rotate keys; returns once sessions under the new ones stand, or after some seconds.
+    pub fn rotate(&mut self, request: &api::RotateRequest) -> Result<api::Rotated, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        self.request(Method::POST, "/v1/rotate", body.into(), CHANGE_LIMIT)
+    }
+
     /// Measures the way to a peer. Progress goes to `progress`.
     pub fn bench(
         &mut self,

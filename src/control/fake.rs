@@ -162,6 +162,11 @@ impl Agent for FakeAgent {
         Ok(())
     }
 
+    async fn rotate(&self, request: api::RotateRequest) -> Result<api::Rotated, api::Problem> {
+        self.called(format!("rotate {:?}", request.peer));
+        Ok(api::Rotated::default())
+    }
+
     async fn bench(&self, request: api::BenchRequest, events: mpsc::Sender<api::BenchEvent>) {
         self.called(format!("bench {} {}", request.peer, request.seconds));
         let ended = self.bench_ended.clone();

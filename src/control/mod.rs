@@ -41,6 +41,8 @@ pub trait Agent: Send + Sync + 'static {
     fn doctor(&self, request: api::DoctorRequest) -> impl Future<Output = api::Examined> + Send;
     /// What the operator decides about an invitation.
     fn decide(&self, decision: api::Decision) -> impl Future<Output = Result<(), api::Problem>> + Send;
+    /// Agrees on new keys with peers, or gives this host another one.
+    fn rotate(&self, request: api::RotateRequest) -> impl Future<Output = Result<api::Rotated, api::Problem>> + Send;
     /// Measures the way to a peer; the last event says what came of it. Dropped when whoever asked has gone.
     fn bench(
         &self,

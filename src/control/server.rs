@@ -10,6 +10,7 @@
 //! | `POST /v1/down`, [`api::Down`] | root and the agent's own user | `{}` |
 //! | `POST /v1/doctor`, [`api::DoctorRequest`] | the same | [`api::Examined`], after some seconds |
 //! | `POST /v1/invitation`, [`api::Decision`] | the same | `{}` |
+//! | `POST /v1/rotate`, [`api::RotateRequest`] | the same | [`api::Rotated`], after some seconds |
 //! | `POST /v1/bench`, [`api::BenchRequest`] | the same | lines of [`api::BenchEvent`]; ends when the client goes |
 //!
 //! Everything else than 200 carries an [`api::Problem`]. A connection carries one request. A change that was begun is
@@ -84,6 +85,7 @@ pub async fn serve<A: Agent>(agent: Arc<A>, listener: Listener, shutdown: impl F
         .route("/v1/bench", post(bench::<A>))
         .route("/v1/doctor", post(doctor::<A>))
         .route("/v1/invitation", post(decide::<A>))
+        .route("/v1/rotate", post(rotate::<A>))
         .route("/v1/reload", post(reload::<A>))
         .route("/v1/down", post(down::<A>))
         .route("/metrics", get(metrics_page::<A>))
@@ -185,6 +187,21 @@ async fn doctor<A: Agent>(
         Err(refusal) => return refusal,
     };
     carry_through(&caller, async move { Ok(agent.doctor(request).await) }).await
+}
+
+async fn rotate<A: Agent>(
+    State(agent): State<Arc<A>>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> Response {
+    if let Some(refusal) = refusal(&caller) {
+        return refusal;
+    }
+    let request: api::RotateRequest = match body(request).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal,
+    };
+    carry_through(&caller, async move { agent.rotate(request).await }).await
 }
 
 async fn bench<A: Agent>(

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::exchange::{Offer, Refusal};
 use super::{Secret, preshared_key, throwaway_key};
 use crate::config::{Config, Peer};
-use crate::key::{PresharedKey, PublicKey, SigningKey};
+use crate::key::{NextKeys, PresharedKey, PublicKey, SigningKey};
 use crate::mesh::{self, Member};
 
 /// Of seconds: who was let in at the last moment has so long to make its first handshake.
@@ -232,6 +232,7 @@ impl Invitation {
             via: None,
             introduced_by: None,
             inviter_key: None,
+            next: NextKeys::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What hosts know of each other beyond the peers that an operator wrote down. Pure: no I/O, and `now` is an argument.
 
 pub mod direct;
+pub mod rotate;
 
 use std::net::IpAddr;
 
@@ -8,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Endpoint, Peer, allow, value};
-use crate::key::PublicKey;
+use crate::key::{NextKeys, PublicKey};
 
 /// A host or a client as another host introduces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +121,7 @@ impl Member {
             via: None,
             introduced_by: None,
             inviter_key: None,
+            next: NextKeys::default(),
         })
     }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::config::{Allow, Bridge, Config, Egress, Exit, Host, Lan, Peer, PortRange, Protocol, Publish};
-use crate::key::PrivateKey;
+use crate::key::{NextKeys, PrivateKey};
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
@@ -32,6 +32,7 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
         via: None,
         introduced_by: None,
         inviter_key: None,
+        next: NextKeys::default(),
     }
 }
 

@@ -22,7 +22,7 @@ use super::peer::{Peer, Session};
 use super::table::Table;
 use super::{Device, PeerSettings, lock};
 use crate::channel::{Kind, MAX_BODY, Message, OVERHEAD};
-use crate::key::{PresharedKey, PublicKey};
+use crate::key::{NextKeys, PresharedKey, PublicKey};
 use crate::packet::segment::PADDING;
 
 /// Sessions in all, some ten kilobytes each. To take one needs a token, or a captured initiation for each.
@@ -121,9 +121,10 @@ impl Guests {
                 persistent_keepalive: None,
                 allowed_ips: Vec::new(),
                 deliver: false,
+                via: None,
+                next: NextKeys::default(),
             };
-            let (limiter, index) = (Arc::clone(&table.unlimited), Table::free_index(&taken));
-            Arc::new(Peer::new(&table.private_key, settings, index, limiter, now))
+            Arc::new(Peer::new(&table.own(), settings, Table::free_index(&taken), now))
         });
         // It takes a while, and nobody has to wait for it: one thread answers handshakes.
         let taken = handshake(&peer);

@@ -159,7 +159,7 @@ impl Waiting {
             return note(peer, Ok(()));
         }
         let Some(key) = initiator(table, message) else { return false };
-        let Some(peer) = table.peers.get(&key) else {
+        let Some(peer) = table.holder(&key) else {
             let handshake = |guest: &Peer| take(guest, out).is_ok();
             if let Some(taken) = device.guests.admit(table, key, (message, path.remote), now, handshake) {
                 return taken;

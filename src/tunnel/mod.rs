@@ -28,6 +28,7 @@ mod knocks;
 mod message;
 mod peer;
 mod relay;
+mod rotation;
 mod snapshot;
 mod table;
 #[cfg(all(test, feature = "virtual-time"))]
@@ -48,10 +49,11 @@ pub use batch::{Datagrams, Inbox, Outbox, Path, Run};
 pub use egress::{Egress, Local};
 pub use guests::{Guest, GuestLetter, Guests};
 pub use knocks::{Knock, KnockCause};
+pub use rotation::Standing;
 pub use snapshot::{PeerSnapshot, PeerState};
 
 use crate::channel::address;
-use crate::key::{PresharedKey, PrivateKey, PublicKey};
+use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
 use crate::packet::{ecn, ip};
@@ -90,6 +92,8 @@ pub struct PeerSettings {
     pub deliver: bool,
     /// The peer through which it is reached while no direct path is held good, see [`Device::set_direct`].
     pub via: Option<PublicKey>,
+    /// Keys that take the place of the present ones (`rotation`).
+    pub next: NextKeys,
 }
 
 /// Packets that went nowhere, by reason. The kernel's WireGuard shows the same as interface errors.
@@ -239,8 +243,8 @@ impl Device {
         }
     }
 
-    /// Makes `settings` all there is. Sessions of peers whose keys did not change stay; an endpoint that did not change
-    /// does not undo roaming.
+    /// Makes `settings` all there is. Sessions of peers whose keys did not change stay, and under another private key until
+    /// there are new ones; an endpoint that did not change does not undo roaming.
     pub fn configure(&self, private_key: &PrivateKey, settings: &Settings, now: Instant) {
         self.change(now, |table, current| {
             current.clone_from(settings);
@@ -289,8 +293,13 @@ impl Device {
         found
     }
 
-    /// Changes the device's identity; all sessions end.
+    /// Changes the device's identity; all sessions end, as wg(8) has it.
     pub fn set_private_key(&self, private_key: PrivateKey, now: Instant) {
+        self.change_and(false, now, |_, _| Some(private_key));
+    }
+
+    /// Changes the device's identity; each session goes on until there is one under the new key.
+    pub fn rotate_private_key(&self, private_key: PrivateKey, now: Instant) {
         self.change(now, |_, _| Some(private_key));
     }
 
@@ -328,12 +337,22 @@ impl Device {
 
     /// Makes a new table of what `edit` leaves of the settings, with a new private key when it returns one.
     fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Settings) -> Option<PrivateKey>) {
+        self.change_and(true, now, edit);
+    }
+
+    /// The same; a new private key may leave the sessions be.
+    fn change_and(
+        &self,
+        keep_sessions: bool,
+        now: Instant,
+        edit: impl FnOnce(&Table, &mut Settings) -> Option<PrivateKey>,
+    ) {
         let _changing = lock(&self.changing);
         let old = self.table.load_full();
         let peers = old.peers.values().map(|peer| peer.lock().settings().clone()).collect();
         let mut settings = Settings { peers, local: old.beyond.local.clone() };
         let new_key = edit(&old, &mut settings);
-        let keep_sessions = new_key.is_none();
+        let rekeyed = new_key.is_some();
         let base = match new_key {
             Some(key) => empty_table(key, now),
             None => old.without_peers(),
@@ -349,17 +368,15 @@ impl Device {
                     settings.allowed_ips.retain(|net| net.prefix_len() > 0);
                 }
                 let allowed_ips = settings.allowed_ips.clone();
-                let kept = old
-                    .peers
-                    .get(&settings.public_key)
-                    .filter(|peer| keep_sessions && peer.lock().settings().preshared_key == settings.preshared_key);
-                let peer = kept.cloned().unwrap_or_else(|| {
+                let kept = old.holder(&settings.public_key);
+                let kept = kept.filter(|peer| keep_sessions && peer.lock().goes_on(&settings));
+                let peer = kept.map(|peer| peer.under(&settings)).unwrap_or_else(|| {
                     let index = Table::free_index(&taken);
                     taken.insert(index);
-                    Arc::new(Peer::new(&base.private_key, settings.clone(), index, Arc::clone(&base.unlimited), now))
+                    Peer::new(&base.own(), settings.clone(), index, now)
                 });
-                peer.lock().adopt(settings);
-                (peer, allowed_ips)
+                peer.lock().adopt(settings, &base.own());
+                (Arc::new(peer), allowed_ips)
             })
             .collect();
         let peer = |key: &PublicKey| peers.iter().find(|(peer, _)| peer.key == *key).map(|(peer, _)| Arc::clone(peer));
@@ -367,7 +384,7 @@ impl Device {
         let table = Table::new(base.private_key, base.gate, base.unlimited, peers, beyond);
         table.connect();
         self.table.store(Arc::new(table));
-        if !keep_sessions {
+        if rekeyed {
             self.guests.clear();
         }
     }

@@ -9,36 +9,49 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
 use super::handshake::LONGEST;
 use super::relay::Relay;
+use super::rotation::{Identity, Other, Own};
 use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
-use crate::key::{PrivateKey, PublicKey};
+use crate::key::PublicKey;
 
 /// REKEY_TIMEOUT of the whitepaper: a handshake unanswered for longer has lost a message at least.
-const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Peer {
     pub(super) key: PublicKey,
+    /// What that is to become.
+    pub(super) next_key: Option<PublicKey>,
     /// The upper 24 bits of every receiver index that this peer is told.
     pub(super) index: u32,
     /// Of its agent.
     pub(super) address: Ipv6Addr,
     /// Through whom its packets go.
-    pub(super) relay: Relay,
-    session: Mutex<Session>,
+    pub(super) relay: Arc<Relay>,
+    /// The tables before and after a change have it in common.
+    pub(super) session: Arc<Mutex<Session>>,
 }
 
 /// All that changes, under one lock, which is taken once per batch.
 pub(super) struct Session {
-    tunn: Tunn,
+    pub(super) tunn: Tunn,
+    /// What `tunn` is under.
+    pub(super) identity: Identity,
+    /// This host's key.
+    pub(super) own: PublicKey,
+    /// Those under other keys; hardly ever there are any.
+    pub(super) others: Vec<Other>,
+    /// The peer may not have heard that the keys have changed.
+    pub(super) hint: bool,
+    /// Packets that waited for a session under keys that are no more.
+    pub(super) lost: usize,
     /// The peer's.
-    index: u32,
-    settings: PeerSettings,
+    pub(super) index: u32,
+    pub(super) settings: PeerSettings,
     path: Option<Path>,
     /// For letters to this agent.
     pub(super) letters: Allowance,
@@ -48,11 +61,11 @@ pub(super) struct Session {
     tx_bytes: u64,
     latest_handshake: Option<SystemTime>,
     /// When the handshake now under way was begun.
-    initiating_since: Option<Instant>,
+    pub(super) initiating_since: Option<Instant>,
     /// Our index in the response that the initiator has not confirmed with a packet yet.
-    responded: Option<u32>,
+    pub(super) responded: Option<u32>,
     /// Packets that wait in `tunn` for a session.
-    queued: usize,
+    pub(super) queued: usize,
     last_traversal: Instant,
     /// When the last authenticated packet came.
     heard: Option<Instant>,
@@ -79,19 +92,28 @@ pub(super) enum Opened {
     Refused,
 }
 
+impl Opened {
+    pub(super) fn of(result: &TunnResult<'_>) -> Self {
+        match result {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Self::Packet(packet.len())
+            }
+            TunnResult::Done => Self::Keepalive,
+            _ => Self::Refused,
+        }
+    }
+}
+
 impl Peer {
-    pub(super) fn new(
-        private_key: &PrivateKey,
-        settings: PeerSettings,
-        index: u32,
-        limiter: Arc<RateLimiter>,
-        now: Instant,
-    ) -> Self {
-        let psk = settings.preshared_key.as_ref().map(|psk| *psk.expose_bytes());
-        // Persistent keepalives are ours, so that a change of the interval need not end the session.
-        let tunn = Tunn::new(private_key.to_dalek(), settings.public_key.to_dalek(), psk, None, index, Some(limiter));
+    pub(super) fn new(own: &Own<'_>, settings: PeerSettings, index: u32, now: Instant) -> Self {
+        let identity = own.with(&settings);
         let session = Session {
-            tunn,
+            tunn: own.tunn(&identity, index),
+            identity,
+            own: own.public_key,
+            others: Vec::new(),
+            hint: false,
+            lost: 0,
             index,
             path: settings.endpoint.map(|remote| Path { remote, local: None }),
             settings,
@@ -106,8 +128,16 @@ impl Peer {
             last_traversal: now,
             heard: None,
         };
-        let key = session.settings.public_key;
-        Self { key, index, address: address::of(&key), relay: Relay::none(), session: Mutex::new(session) }
+        let PeerSettings { public_key: key, next, .. } = &session.settings;
+        let (key, next_key) = (*key, next.public_key);
+        Self {
+            key,
+            next_key,
+            index,
+            address: address::of(&key),
+            relay: Arc::default(),
+            session: Arc::new(Mutex::new(session)),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Session> {
@@ -121,11 +151,12 @@ impl Session {
     }
 
     /// Takes over what needs no new session. A new endpoint undoes roaming, an unchanged one does not.
-    pub(super) fn adopt(&mut self, settings: PeerSettings) {
+    pub(super) fn adopt(&mut self, settings: PeerSettings, own: &Own<'_>) {
         if let Some(remote) = settings.endpoint.filter(|_| settings.endpoint != self.settings.endpoint) {
             self.set_endpoint(remote);
         }
         self.settings = settings;
+        self.follow_keys(own);
     }
 
     pub(super) fn set_endpoint(&mut self, remote: SocketAddr) {
@@ -168,7 +199,7 @@ impl Session {
         self.heard
     }
 
-    fn has_session(&self) -> bool {
+    pub(super) fn has_session(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
     }
 
@@ -264,13 +295,10 @@ impl Session {
         now: Instant,
         wall: SystemTime,
     ) -> Opened {
-        let opened = match self.tunn.decapsulate(None, datagram, inbox.spare()) {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                Opened::Packet(packet.len())
-            }
-            TunnResult::Done => Opened::Keepalive,
-            _ => return Opened::Refused,
-        };
+        let opened = Opened::of(&self.tunn.decapsulate(None, datagram, inbox.spare()));
+        if matches!(opened, Opened::Refused) {
+            return self.open_other(datagram, path, inbox, now, wall);
+        }
         self.authenticated(datagram.len(), path, now);
         // A first packet under a new session confirms the response (whitepaper, section 5.4.6).
         if self.responded.is_some() && self.responded == message::receiver(datagram) {
@@ -284,6 +312,22 @@ impl Session {
     /// # Errors
     /// When it was not worth an answer; why, where that tells anything.
     pub(super) fn handshake(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        out: &mut Outbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Result<(), Option<KnockCause>> {
+        let taken = self.handshake_first(datagram, path, out, now, wall);
+        let done = taken.is_ok() && message::kind(datagram) != Some(message::HANDSHAKE_INITIATION);
+        if done || self.others.is_empty() {
+            return taken;
+        }
+        if self.handshake_others(datagram, path, out, now, wall) { Ok(()) } else { taken }
+    }
+
+    fn handshake_first(
         &mut self,
         datagram: &[u8],
         path: Path,
@@ -332,17 +376,22 @@ impl Session {
     /// Runs the timers: retransmission, rekey, keepalives, expiry. How many packets waited in vain for a handshake that is
     /// now given up comes back.
     pub(super) fn tick(&mut self, out: &mut Outbox, now: Instant) -> usize {
-        let mut lost = 0;
+        if !self.others.is_empty() {
+            self.tick_others(out, now);
+        }
+        let mut lost = std::mem::take(&mut self.lost);
         let mut sent = match self.tunn.update_timers(out.spare()) {
             TunnResult::WriteToNetwork(datagram) => Some(Sent::of(datagram)),
             TunnResult::Err(_) => {
                 // Gave up after REKEY_ATTEMPT_TIME, or keys older than three times REJECT_AFTER_TIME.
                 self.initiating_since = None;
-                lost = std::mem::take(&mut self.queued);
+                lost += std::mem::take(&mut self.queued);
                 None
             }
             _ => None,
         };
+        // Under a key that is no longer this host's nobody would answer.
+        sent = sent.filter(|sent| sent.kind == message::DATA || !self.is_stale());
         if sent.is_none() && self.keepalive_due(now) {
             let result = if self.has_session() {
                 self.tunn.encapsulate(&[], out.spare())
@@ -373,19 +422,23 @@ impl Session {
         if sent.kind == message::HANDSHAKE_INITIATION {
             self.initiating_since.get_or_insert(now);
         }
+        self.put(sent, path, out, now);
+    }
+
+    pub(super) fn put(&mut self, sent: &Sent, path: Path, out: &mut Outbox, now: Instant) {
         self.last_traversal = now;
         self.tx_bytes += sent.len as u64;
         out.commit(sent.len, self.index, path, sent.traffic_class);
     }
 
-    fn authenticated(&mut self, len: usize, path: Path, now: Instant) {
+    pub(super) fn authenticated(&mut self, len: usize, path: Path, now: Instant) {
         self.path = Some(path);
         self.rx_bytes += len as u64;
         self.last_traversal = now;
         self.heard = Some(now);
     }
 
-    fn established(&mut self, wall: SystemTime) {
+    pub(super) fn established(&mut self, wall: SystemTime) {
         self.latest_handshake = Some(wall);
         self.initiating_since = None;
         self.responded = None;
@@ -393,15 +446,15 @@ impl Session {
 }
 
 /// What is kept of a written datagram once the borrow of the outbox ends.
-struct Sent {
+pub(super) struct Sent {
     len: usize,
-    kind: u8,
+    pub(super) kind: u8,
     sender: Option<u32>,
     traffic_class: u8,
 }
 
 impl Sent {
-    fn of(datagram: &[u8]) -> Self {
+    pub(super) fn of(datagram: &[u8]) -> Self {
         let kind = datagram[0];
         let traffic_class = message::traffic_class(kind);
         Self { len: datagram.len(), kind, sender: message::sender(datagram), traffic_class }

@@ -32,11 +32,14 @@ pub(super) struct Relay {
     carrier: AtomicU32,
 }
 
-impl Relay {
-    pub(super) const fn none() -> Self {
+impl Default for Relay {
+    /// None.
+    fn default() -> Self {
         Self { by: AtomicU32::new(NONE), carrier: AtomicU32::new(NONE) }
     }
+}
 
+impl Relay {
     /// Follows a change of the peers. A direct path stays, if there was a relay before.
     pub(super) fn set(&self, via: Option<Option<u32>>) {
         let by = via.map_or(NONE, |index| index.unwrap_or(MISSING));

@@ -12,6 +12,7 @@ use prefix_trie::joint::JointPrefixMap;
 use super::egress::Beyond;
 use super::gate::Gate;
 use super::peer::Peer;
+use super::rotation::Own;
 use crate::channel::address;
 use crate::key::{PrivateKey, PublicKey};
 
@@ -58,6 +59,11 @@ impl Table {
         Self { private_key, public_key, address, gate, unlimited, peers: by_key, beyond, by_index, routes }
     }
 
+    /// This host's half of a session's keys.
+    pub(super) fn own(&self) -> Own<'_> {
+        Own { private_key: &self.private_key, public_key: self.public_key, limiter: &self.unlimited }
+    }
+
     /// The same device with no peers.
     pub(super) fn without_peers(&self) -> Self {
         let (gate, unlimited) = (Arc::clone(&self.gate), Arc::clone(&self.unlimited));
@@ -71,6 +77,11 @@ impl Table {
             return None;
         }
         self.routes.get_lpm(&addr.into()).map(|(_, peer)| peer)
+    }
+
+    /// The peer with this key, at present or next.
+    pub(super) fn holder(&self, key: &PublicKey) -> Option<&Arc<Peer>> {
+        self.peers.get(key).or_else(|| self.peers.values().find(|peer| peer.next_key == Some(*key)))
     }
 
     /// The peer that was told this receiver index. boringtun keeps its sessions in the lowest 8 bits.

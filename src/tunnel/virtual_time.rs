@@ -2,6 +2,7 @@
 //! duplicates. boringtun reads the same clock (its `mock-instant`), so hours pass in milliseconds.
 
 mod egress;
+mod rotation;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -86,6 +87,7 @@ impl Network {
             allowed_ips: vec![IpNet::from(IpAddr::V4(*inner))],
             deliver: false,
             via: None,
+            next: NextKeys::default(),
         }
     }
 

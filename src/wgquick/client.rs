@@ -8,7 +8,7 @@ use super::{Conf, Interface, Peer};
 use crate::config::{
     self, Allow, Config, DEFAULT_MTU, EVERYTHING, Place, PortRange, Protocol, Service, list_of_names, quote,
 };
-use crate::key::{PresharedKey, PrivateKey, PublicKey};
+use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey};
 
 /// The port of a name server.
 const DNS: u16 = 53;
@@ -79,6 +79,7 @@ pub fn client(config: &Config, client: Client<'_>) -> Result<(config::Peer, Conf
         via: None,
         introduced_by: None,
         inviter_key: None,
+        next: NextKeys::default(),
     };
     let conf = Conf {
         interface: Interface {

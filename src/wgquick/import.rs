@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::take::is_everything;
 use super::{Conf, Hook, Peer, When};
 use crate::config::{self, DEFAULT_INTERFACE, DEFAULT_MTU, quote, value};
-use crate::key::PrivateKey;
+use crate::key::{NextKeys, PrivateKey};
 
 /// What the file does not say.
 #[derive(Debug)]
@@ -91,6 +91,7 @@ fn converted(peer: &Peer, name: &str, own: &[IpNet]) -> config::Peer {
         via: None,
         introduced_by: None,
         inviter_key: None,
+        next: NextKeys::default(),
     }
 }
 

@@ -28,6 +28,14 @@ pub struct Point {
     n: u32,
 }
 
+impl Point {
+    /// Before the `n`th `call`.
+    #[allow(dead_code, reason = "each test binary uses a part")]
+    pub fn new(call: &str, n: u32) -> Self {
+        Self { call: call.to_owned(), n }
+    }
+}
+
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.call, self.n)

@@ -12,7 +12,7 @@ use meshd::config::value;
 use meshd::enroll::exchange::Redeem;
 use meshd::enroll::token::Token;
 use meshd::enroll::{preshared_key, throwaway_key};
-use meshd::key::PrivateKey;
+use meshd::key::{NextKeys, PrivateKey};
 use meshd::tunnel::{Datagrams, Device, Inbox, Outbox, Path, PeerSettings, Settings};
 
 use super::netns::Namespace;
@@ -80,6 +80,8 @@ fn serve(
         persistent_keepalive: None,
         allowed_ips: Vec::new(),
         deliver: false,
+        via: None,
+        next: NextKeys::default(),
     };
     device.configure(&key, &Settings { peers: vec![joiner], ..Settings::default() }, Instant::now());
     let (mut outbox, mut inbox, mut buffer) = (Outbox::new(), Inbox::new(), [0; 2048]);

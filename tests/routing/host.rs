@@ -161,6 +161,7 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
         via: None,
         introduced_by: None,
         inviter_key: None,
+        next: meshd::key::NextKeys::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::{Files, SourceFile};
-use crate::key::PrivateKey;
+use crate::key::{NextKeys, PrivateKey};
 use crate::tunnel::{PeerSettings, PeerState};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -65,6 +65,7 @@ impl Watch {
                 allowed_ips: Vec::new(),
                 deliver: true,
                 via: None,
+                next: NextKeys::default(),
             },
             latest_handshake: None,
             rx_bytes: 0,

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::channel::{Kind, Letter, Message};
 use crate::config::DEFAULT_MTU;
-use crate::key::{PresharedKey, PrivateKey, PublicKey, random_bytes};
+use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey, random_bytes};
 use crate::tunnel::{Datagrams, Device, Inbox, Outbox, Path, PeerSettings, Settings};
 
 /// Between two looks at the device's timers.
@@ -79,6 +79,8 @@ impl Line {
             persistent_keepalive: None,
             allowed_ips: Vec::new(),
             deliver: false,
+            via: None,
+            next: NextKeys::default(),
         };
         let settings = Settings { peers: vec![settings], ..Settings::default() };
         device.configure(key, &settings, Instant::now());

@@ -7,7 +7,7 @@ use super::super::{Dirs, Failure, print};
 use super::add::{Args, KEEPALIVE_BEHIND_NAT, said_of_flags, unknown_yet};
 use super::{Reload, outcome};
 use crate::config::{self, Config, edit, quote, value};
-use crate::key::{KeyError, PublicKey};
+use crate::key::{KeyError, NextKeys, PublicKey};
 use crate::store::{self, Edit, Layout};
 use crate::wgquick::{self, Taken};
 
@@ -93,5 +93,6 @@ fn peer(args: &Args, config: &Config, taken: &Taken) -> Result<config::Peer, Fai
         via: None,
         introduced_by: None,
         inviter_key: None,
+        next: NextKeys::default(),
     })
 }

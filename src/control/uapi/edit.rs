@@ -76,6 +76,7 @@ impl Peers {
                 allowed_ips: Vec::new(),
                 deliver: known.is_some_and(|peer| peer.deliver),
                 via: known.and_then(|peer| peer.via),
+                next: known.map(|peer| peer.next.clone()).unwrap_or_default(),
             });
         }
         if let Some((settings, _)) = self.0.get_mut(&key) {
@@ -133,6 +134,7 @@ mod tests {
     use crate::control::fake::hex_of;
     use crate::control::fake::peer_key;
     use crate::control::uapi::message::{Request, parse};
+    use crate::key::NextKeys;
 
     fn peer(seed: u8, nets: &[&str]) -> PeerSettings {
         PeerSettings {
@@ -143,6 +145,7 @@ mod tests {
             allowed_ips: nets.iter().map(|net| net.parse().unwrap()).collect(),
             deliver: false,
             via: None,
+            next: NextKeys::default(),
         }
     }
 

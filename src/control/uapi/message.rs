@@ -208,6 +208,7 @@ mod tests {
 
     use super::*;
     use crate::control::fake::{hex_of, peer_key};
+    use crate::key::NextKeys;
     use crate::tunnel::{PeerSettings, PeerState};
 
     fn set(lines: &str) -> Result<Edits, Errno> {
@@ -317,6 +318,7 @@ mod tests {
                     allowed_ips: vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()],
                     deliver: false,
                     via: None,
+                    next: NextKeys::default(),
                 },
                 latest_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 7)),
                 rx_bytes: 11,
@@ -336,6 +338,7 @@ mod tests {
                     allowed_ips: vec![],
                     deliver: false,
                     via: None,
+                    next: NextKeys::default(),
                 },
                 latest_handshake: None,
                 rx_bytes: 0,
@@ -387,6 +390,7 @@ mod tests {
                 allowed_ips: nets,
                 deliver: false,
                 via: None,
+                next: NextKeys::default(),
             };
             let snapshot = PeerSnapshot {
                 settings: settings.clone(),

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bench::{Direction, RunId, Terms};
 use crate::channel::address;
-use crate::key::PrivateKey;
+use crate::key::{NextKeys, PrivateKey};
 use crate::packet::VnetHeader;
 use crate::tunnel::{Datagrams, Inbox, PeerSettings, Settings};
 
@@ -141,6 +141,7 @@ fn settings(host: &Host) -> PeerSettings {
         allowed_ips: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         deliver: false,
         via: None,
+        next: NextKeys::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::channel::{Kind, Message};
-use crate::key::PrivateKey;
+use crate::key::{NextKeys, PrivateKey};
 use crate::packet::VnetHeader;
 use crate::tunnel::{Datagrams, Egress, Inbox, Local, Path, PeerSettings, PeerSnapshot, PeerState, Settings, message};
 
@@ -60,6 +60,7 @@ impl Network {
             allowed_ips: vec![IpNet::new(inner(host).into(), 32).unwrap()],
             deliver: true,
             via: via.map(|relay| self.key(relay)),
+            next: NextKeys::default(),
         }
     }
 
