@@ -231,9 +231,10 @@ impl Running {
                     self.device.set_direct(peer, direct);
                     let (config, name) = (self.config(), self.name_of(peer));
                     let via = find(&config, peer).and_then(|peer| peer.via.clone()).unwrap_or_default();
-                    match self.device.path(peer).filter(|_| direct) {
-                        Some(path) => tracing::info!(peer = name, endpoint = %path.remote, "reached directly"),
-                        None => tracing::info!(peer = name, via, "no direct path any more"),
+                    if let Some(path) = self.device.path(peer).filter(|_| direct) {
+                        tracing::info!(peer = name, endpoint = %path.remote, "reached directly");
+                    } else {
+                        tracing::info!(peer = name, via, "no direct path any more");
                     }
                 }
             }
