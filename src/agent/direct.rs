@@ -169,8 +169,7 @@ impl Running {
     /// As a relay: calls `peer` for `asker`; where to find it comes back.
     async fn arrange(&self, asker: &PublicKey, peer: &PublicKey, local: Option<SocketAddr>) -> Option<Vec<SocketAddr>> {
         let config = self.config();
-        let may_meet = |key| find(&config, key).is_some_and(|peer| peer.trusted() && peer.via.is_none());
-        if asker == peer || !may_meet(asker) || !may_meet(peer) {
+        if asker == peer || !may_meet(&config, asker) || !may_meet(&config, peer) {
             return None;
         }
         spend(&self.directs.meetings, asker, MEETING, BURST)?;
@@ -192,8 +191,7 @@ impl Running {
     /// As one that is called: begins to call back.
     fn called(&self, relay_key: &PublicKey, peer: &PublicKey, at: Vec<SocketAddr>) -> Option<Answer> {
         let config = self.config();
-        let relay = relay(&config, find(&config, peer)?)?;
-        if relay.public_key != *relay_key {
+        if !relays(&config, relay_key, peer) {
             return None;
         }
         spend(&self.directs.calls, peer, CALL, CALLS)?;
@@ -233,9 +231,10 @@ impl Running {
                     self.device.set_direct(peer, direct);
                     let (config, name) = (self.config(), self.name_of(peer));
                     let via = find(&config, peer).and_then(|peer| peer.via.clone()).unwrap_or_default();
-                    match self.device.path(peer).filter(|_| direct) {
-                        Some(path) => tracing::info!(peer = name, endpoint = %path.remote, "reached directly"),
-                        None => tracing::info!(peer = name, via, "no direct path any more"),
+                    if let Some(path) = self.device.path(peer).filter(|_| direct) {
+                        tracing::info!(peer = name, endpoint = %path.remote, "reached directly");
+                    } else {
+                        tracing::info!(peer = name, via, "no direct path any more");
                     }
                 }
             }
@@ -268,6 +267,16 @@ fn find<'c>(config: &'c Config, key: &PublicKey) -> Option<&'c Peer> {
 /// Through whom a host is reached; nothing for a client, which has no agent.
 fn relay<'c>(config: &'c Config, peer: &Peer) -> Option<&'c Peer> {
     config.peer(peer.via.as_ref().filter(|_| !peer.client)?)
+}
+
+/// Whether `key` is the relay of `peer`.
+fn relays(config: &Config, key: &PublicKey, peer: &PublicKey) -> bool {
+    find(config, peer).and_then(|peer| relay(config, peer)).is_some_and(|relay| relay.public_key == *key)
+}
+
+/// Whether this host arranges meetings of this peer with others: a host that has all of the mesh, and that it hears itself.
+fn may_meet(config: &Config, key: &PublicKey) -> bool {
+    find(config, key).is_some_and(|peer| peer.trusted() && peer.via.is_none())
 }
 
 /// What a relay says of a peer that it hears from `remote` to one that it hears from `other`.
@@ -308,17 +317,4 @@ fn spend(of: &Mutex<HashMap<PublicKey, Allowance>>, peer: &PublicKey, cost: Dura
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_local_address_is_told_to_a_neighbour_only() {
-        let [home, lab, other] =
-            ["198.51.100.7:51820", "198.51.100.7:1024", "198.51.100.8:51820"].map(|a| a.parse().unwrap());
-        let lan: SocketAddr = "192.168.1.20:51820".parse().unwrap();
-        assert_eq!(seen_at(home, Some(lan), lab), [lan, home]);
-        assert_eq!(seen_at(home, Some(lan), other), [home], "behind another router");
-        assert_eq!(seen_at(home, Some("203.0.113.10:51820".parse().unwrap()), lab), [home], "somebody else's");
-        assert_eq!(seen_at(home, None, lab), [home]);
-    }
-}
+mod tests;

@@ -371,7 +371,7 @@ fn a_relay_is_a_host_that_is_reached_directly_and_no_way_to_the_internet() {
         files(&format!("{HOME}{host}"), &[("vps", vps), ("lab", lab)])
     };
     says(&relayed("", "", "vps"), &[]);
-    says(&relayed("", "", "vsp"), &["peers/lab.toml:3: via \"vsp\" names no peer; peers are: lab, vps"]);
+    says(&relayed("", "", "vsp"), &["peers/lab.toml:3: via \"vsp\" names no peer; peers are: vps, lab"]);
     says(&relayed("", "", "lab"), &["peers/lab.toml:3: via \"lab\" is this peer itself"]);
     let held = "peers/lab.toml:3: via \"vps\" is a client or held back by allow; write a host that relays";
     says(&relayed("", "client = true\n", "vps"), &[held]);

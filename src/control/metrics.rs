@@ -115,7 +115,7 @@ mod tests {
                 assert_eq!(line.split(['{', ' ']).next(), declared.last().copied(), "{line}");
             }
         }
-        assert_eq!(declared.len(), 9);
+        assert_eq!(declared.len(), 10);
     }
 
     #[test]

@@ -40,9 +40,9 @@ impl Default for Relay {
 }
 
 impl Relay {
-    /// Follows a change of the peers. A direct path stays, if there was a relay before.
-    pub(super) fn set(&self, via: Option<Option<u32>>) {
-        let by = via.map_or(NONE, |index| index.unwrap_or(MISSING));
+    /// Follows a change of the peers: `by` is an index, [`MISSING`] or [`NONE`]. A direct path stays, if there was a relay
+    /// before.
+    fn set(&self, by: u32) {
         let before = self.by.swap(by, Ordering::Relaxed);
         if by == NONE || before == NONE || self.carries() {
             self.carrier.store(by, Ordering::Relaxed);
@@ -74,7 +74,7 @@ impl Table {
     pub(super) fn connect(&self) {
         for peer in self.peers.values() {
             let via = peer.lock().settings().via;
-            peer.relay.set(via.map(|key| self.peers.get(&key).map(|relay| relay.index)));
+            peer.relay.set(via.map_or(NONE, |key| self.peers.get(&key).map_or(MISSING, |relay| relay.index)));
         }
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 
 const STEP: Duration = Duration::from_millis(10);
 
+#[derive(Clone, Copy)]
 enum Packet {
     Initiation,
     Response,
