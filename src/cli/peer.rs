@@ -8,6 +8,7 @@ mod invite;
 mod invites;
 mod list;
 mod remove;
+mod ssh;
 
 use clap::Subcommand;
 
