@@ -134,7 +134,10 @@ impl PresharedKey {
 }
 
 /// The kernel's random numbers.
-pub(crate) fn random_bytes<const N: usize>() -> std::io::Result<[u8; N]> {
+///
+/// # Errors
+/// When the kernel has none to give.
+pub fn random_bytes<const N: usize>() -> std::io::Result<[u8; N]> {
     use std::io::Read as _;
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;

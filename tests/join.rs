@@ -2,61 +2,17 @@
 
 mod lab;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::path::Path;
-use std::process::{Output, Stdio};
 
 use lab::host::{Host, describe};
 use lab::inviter::Inviter;
+use lab::join::{bare, files, init, join, joined};
 use lab::{Lab, PORT, VPS};
 use meshd::enroll::exchange::{Answer, Offer, Redeem, Refusal};
 use meshd::enroll::token::Token;
 use meshd::key::{PresharedKey, PrivateKey, SigningKey};
 use meshd::mesh::Member;
 use zeroize::Zeroizing;
-
-/// A lab whose hosts have no configuration.
-fn bare() -> Lab {
-    let lab = Lab::new();
-    for host in [&lab.vps, &lab.home] {
-        fs::remove_dir_all(host.config("")).expect("remove the worked example");
-    }
-    lab
-}
-
-/// `meshd join -` with this on standard input.
-fn join(host: &Host, token: &str) -> Output {
-    let mut command = host.meshd_command(&["join", "-"]);
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut child = child.expect("meshd");
-    // One that refuses its arguments may be gone already.
-    let _ = child.stdin.take().expect("a pipe").write_all(token.as_bytes());
-    child.wait_with_output().expect("its end")
-}
-
-fn joined(host: &Host, token: &str) -> String {
-    let output = join(host, token);
-    assert!(output.status.success(), "{}", describe(&output));
-    describe(&output)
-}
-
-/// Every file below a folder with its bytes.
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let Ok(entries) = fs::read_dir(dir) else { return found };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
-            found.insert(path.display().to_string(), Vec::new());
-            found.extend(files(&path));
-        } else {
-            found.insert(path.display().to_string(), fs::read(&path).expect("a file"));
-        }
-    }
-    found
-}
 
 /// The join is refused with exit code 4, these words and a remedy or none, and changes no file.
 fn refused(host: &Host, token: &str, words: &str) -> String {
@@ -112,10 +68,6 @@ fn offering(lab: &Lab, key: &PrivateKey, offer: Offer) -> Inviter {
 
 fn answering(lab: &Lab, key: &PrivateKey, say: impl FnMut(Redeem) -> Option<Vec<u8>> + Send + 'static) -> Inviter {
     Inviter::start(&lab.vps, key.clone(), VPS, PORT, say)
-}
-
-fn init(host: &Host) {
-    host.meshd(&["init", "--name", host.name, "--bridge", "br0"]);
 }
 
 #[test]

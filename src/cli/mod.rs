@@ -102,6 +102,9 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Keys and tokens are in this memory: no core file, whatever the limits are. Should the kernel not know how, there is
+    // nobody to tell.
+    let _ = nix::sys::prctl::set_dumpable(false);
     let parsed = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
         Ok(cli) => run(cli),

@@ -9,6 +9,7 @@ mod invites;
 mod list;
 mod remove;
 mod rotate;
+mod ssh;
 
 use clap::Subcommand;
 

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod firewalls;
 pub mod host;
 pub mod inviter;
+pub mod join;
 pub mod nat;
 pub mod netns;
 pub mod other;

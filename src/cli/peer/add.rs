@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf, absolute};
 
+use clap::builder::ArgPredicate;
+
 use super::super::show::{add_command, toml_list, toml_string};
 use super::super::{Dirs, Failure, print};
-use super::{Reload, client, from, invite, outcome};
+use super::{Reload, client, from, invite, outcome, ssh};
 use crate::config::{self, Config, SourceFile, quote, value};
 use crate::store::{self, Layout};
 
@@ -19,6 +21,10 @@ Alone it invites: it prints a token, one line, with which one host joins by
 that this one knows, and may have the --subnet and --lan networks and no
 others. Nothing of the token is kept here; meshd peer invites shows what is
 open, meshd peer revoke-invite takes it back.
+
+--ssh does both ends: it runs `meshd join` on the new host and hands it the
+token. When this host has no endpoint, that host invites and this one joins,
+with its own bridges; --egress is then the way out of this host.
 
 --client makes a device's keys and prints the configuration for its app, the
 stock WireGuard one: as text, as a file, as a picture for its camera. It is
@@ -35,6 +41,8 @@ written; when the running agent refuses it, everything is as it was.
 
 Examples:
   meshd peer add home --subnet 10.89.2.0/24 --subnet fd89:2::/64 --egress
+  meshd peer add home --ssh root@home.example.net --subnet 10.89.2.0/24
+  meshd peer add --ssh root@vps.example.net --egress
   meshd peer add lab --lan 192.168.7.0/24 --expires 1h --approve
   meshd peer add phone --client --full-tunnel --qr
   meshd peer add laptop --client --lan home --out laptop.conf
@@ -46,7 +54,12 @@ Examples:
   meshd peer add home --from home.conf
   meshd peer add vps --public-key KEY --subnet 10.89.1.0/24 --dry-run")]
 pub struct Args {
-    /// The peer's name
+    /// The peer's name; not needed with --ssh where the other host invites
+    #[arg(
+        required_unless_present = "ssh",
+        default_value_if("ssh", ArgPredicate::IsPresent, ""),
+        hide_default_value = true
+    )]
     pub(super) name: String,
     /// What `meshd pubkey` prints there
     #[arg(long, value_name = "KEY")]
@@ -84,12 +97,22 @@ pub struct Args {
     pub(super) from: Option<PathBuf>,
     #[command(flatten)]
     pub(super) invite: invite::Flags,
+    /// Invite it, and run `meshd join` there over ssh; when this host has no endpoint, the other way round: invite this
+    /// host there, and join here
+    #[arg(long, value_name = "[USER@]HOST", conflicts_with_all = ["public_key", "client", "from"])]
+    pub(super) ssh: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+    if let (Some(target), true) = (&args.ssh, args.name.is_empty()) {
+        return ssh::run(&args, target, dirs, reload);
+    }
     // Before it becomes part of a path.
     value::name(&args.name).map_err(|why| Failure::new(4, format!("peer name {}: {why}", quote(&args.name))))?;
+    if let Some(target) = &args.ssh {
+        return ssh::run(&args, target, dirs, reload);
+    }
     if let Some(file) = args.from.clone() {
         return from::run(&args, &file, dirs, reload);
     }

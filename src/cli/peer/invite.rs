@@ -28,7 +28,7 @@ const LONGEST: u64 = 30 * 24 * 3600;
 pub struct Flags {
     /// Invite it: this host carries the egress of its bridges
     #[arg(long, conflicts_with_all = ["public_key", "client", "from"])]
-    egress: bool,
+    pub(super) egress: bool,
     /// Invite it: for how long it may join, such as 90s, 15m, 2h, 7d [default: 15m]
     #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["public_key", "client", "from"])]
     expires: Option<u64>,
@@ -40,8 +40,40 @@ pub struct Flags {
     reach: Vec<String>,
 }
 
+/// What was made for a new host.
+pub struct Invited {
+    pub token: Token,
+    /// In seconds.
+    lasts: u64,
+    /// What keeps the host from joining or leaving by this one.
+    warnings: Vec<String>,
+}
+
+impl Invited {
+    /// Says what is in the way.
+    pub fn warn(&self) {
+        self.warnings.iter().for_each(|warning| eprintln!("meshd: warning: {warning}"));
+    }
+}
+
+impl Flags {
+    /// Whether it is said where this host is reached.
+    pub fn says_where(&self) -> bool {
+        !self.reach.is_empty()
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+    let invited = make(args, dirs, reload)?;
+    print_once(&Zeroizing::new(format!("{}\n", *invited.token.expose_text())))?;
+    eprint!("{}", hint(args, invited.lasts));
+    invited.warn();
+    Ok(())
+}
+
+/// Makes an invitation, and has the running agent know of it.
+pub fn make(args: &Args, dirs: &Dirs, reload: impl Reload) -> Result<Invited, Failure> {
     refuse_other_flags(args)?;
     let lock = store::lock(&dirs.config)?;
     let files = store::read(&dirs.config)?;
@@ -73,15 +105,10 @@ pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure>
     })?;
     drop(lock);
 
-    print_once(&Zeroizing::new(format!("{}\n", *token.expose_text())))?;
-    eprint!("{}", hint(args, lasts));
-    if running.is_none() {
-        eprintln!("meshd: warning: the agent is not running, so nobody can join; `meshd up` starts it");
-    }
-    if let Some(warning) = exit_warning(args.invite.egress, &config) {
-        eprintln!("meshd: warning: {warning}");
-    }
-    Ok(())
+    let idle = "the agent is not running, so nobody can join; `meshd up` starts it";
+    let warnings = running.is_none().then(|| idle.to_owned()).into_iter();
+    let warnings = warnings.chain(exit_warning(args.invite.egress, &config)).collect();
+    Ok(Invited { token, lasts, warnings })
 }
 
 fn refuse_other_flags(args: &Args) -> Result<(), Failure> {
