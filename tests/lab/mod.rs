@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod firewalls;
 pub mod host;
+pub mod joiner;
 pub mod nat;
 pub mod netns;
 pub mod other;
