@@ -76,14 +76,19 @@ impl Joiner {
         (0..3).any(|_| {
             let message = self.initiation();
             self.send_raw(&message);
-            let deadline = Instant::now() + Duration::from_secs(2);
-            while Instant::now() < deadline {
-                if self.receive(deadline).is_some_and(|kind| kind == Received::Handshake) {
-                    return true;
-                }
-            }
-            false
+            self.answered(Duration::from_secs(2))
         })
+    }
+
+    /// Whether a handshake is answered within this time.
+    pub fn answered(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if self.receive(deadline).is_some_and(|received| received == Received::Handshake) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Seals an IP packet and sends it.
