@@ -372,13 +372,17 @@ fn what_cannot_be_is_not_promised() {
 #[test]
 fn a_crash_at_any_moment_leaves_no_peer_or_a_whole_one() {
     let lab = vps();
-    for round in 0..10u64 {
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 0..16u64 {
         let token = invite(&lab.vps, &["home", "--subnet", "10.89.2.0/24", "--egress"]);
         let mut joiner = called(&lab, &token);
         let body = Redeem { key: key(1).public_key(), part: 0, version: String::new() }.write();
         joiner.post(Kind::Enroll, false, &body);
-        std::thread::sleep(Duration::from_millis(round * 4));
+        std::thread::sleep(Duration::from_millis(round * 5));
         lab.vps.end(Signal::SIGKILL);
+        seen.insert(
+            state_of(&lab.vps, "home") + if lab.vps.config("peers/home.toml").exists() { ", a peer" } else { "" },
+        );
         lab.vps.up();
         wait_for("no peer or a whole one", secs(5), || {
             let peer = lab.vps.config("peers/home.toml").exists();
@@ -392,6 +396,8 @@ fn a_crash_at_any_moment_leaves_no_peer_or_a_whole_one() {
         lab.vps.meshd(&["peer", "remove", "home"]);
         assert!(!lab.vps.read("meshd.toml").contains("[exit]"));
     }
+    eprintln!("killed while: {seen:?}");
+    assert!(seen.len() > 1, "always at the same moment: {seen:?}");
 }
 
 #[test]
