@@ -9,6 +9,7 @@
 //!    only repeat the first ones in other words.
 
 mod allow;
+pub mod assign;
 mod check;
 pub mod edit;
 mod file;
