@@ -8,7 +8,7 @@
 //! | `agent` | the supervisor |
 //! | `failure` | how a command fails |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
-//! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
+//! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
 pub mod bench;
@@ -28,3 +28,4 @@ pub mod packet;
 pub mod plan;
 pub mod store;
 pub mod tunnel;
+pub mod wgquick;

@@ -224,7 +224,7 @@ fn next_steps(config: &Config, found: &[Found]) -> String {
 }
 
 /// The hostname as a name in the mesh.
-fn name_of_this_host() -> String {
+pub(super) fn name_of_this_host() -> String {
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     name_from(&hostname.to_string_lossy())
 }

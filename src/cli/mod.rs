@@ -6,9 +6,11 @@
 mod ask;
 mod bench;
 mod complete;
+mod conf;
 mod doctor;
 mod down;
 mod guard;
+mod import;
 mod init;
 mod keys;
 mod leaktest;
@@ -52,12 +54,15 @@ Examples:
   meshd up --detach                       run the agent
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
+  meshd peer add phone --client --qr      a phone with the stock app
   meshd status                            peers, handshakes, traffic";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write a first configuration; overwrite nothing
     Init(init::Args),
+    /// Turn a setup of wg-quick into one of meshd; show it first
+    Import(import::Args),
     /// Run the agent
     Up(up::Args),
     /// Stop the agent and remove all that it programmed
@@ -112,6 +117,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let dirs = &cli.dirs;
     match cli.command {
         Command::Init(args) => init::run(args, dirs),
+        Command::Import(args) => import::run(args, dirs),
         Command::Up(args) => up::run(args, dirs),
         Command::Down(args) => down::run(args, dirs),
         Command::Reload(args) => reload::run(args, dirs),

@@ -1,6 +1,9 @@
-//! `meshd peer`: add, list, show, remove.
+//! `meshd peer`: add, list, show, remove, export.
 
 mod add;
+mod client;
+mod export;
+mod from;
 mod list;
 mod remove;
 
@@ -17,6 +20,7 @@ Examples:
   meshd peer list
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --subnet 10.89.1.0/24
+  meshd peer add phone --client --qr
   meshd peer remove vps")]
 pub struct Args {
     #[command(subcommand)]
@@ -31,6 +35,8 @@ enum Command {
     List(list::List),
     /// Show one peer as configured
     Show(list::Show),
+    /// Print this host, or a peer's way to it, as wg-quick has it
+    Export(export::Args),
     /// Remove a peer's file and have the running agent forget it
     Remove(remove::Args),
 }
@@ -41,6 +47,7 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Command::Add(args) => add::run(args, dirs, running::reload),
         Command::List(args) => list::list(args, dirs),
         Command::Show(args) => list::show(args, dirs),
+        Command::Export(args) => export::run(args, dirs),
         Command::Remove(args) => remove::run(args, dirs, running::reload),
     }
 }

@@ -30,6 +30,7 @@ pub use allow::{Allow, Place, Service, allow, service};
 pub use file::{
     DEFAULT_DOMAIN, DEFAULT_INTERFACE, DEFAULT_LISTEN_PORT, DEFAULT_MTU, Files, Psk, SourceFile, parse, psk_of,
 };
+pub(crate) use problem::Problems;
 pub use problem::{Problem, list_of_names, printable, quote};
 pub use reader::MAX_FILE;
 
@@ -202,6 +203,16 @@ pub enum Endpoint {
     Addr(SocketAddr),
     /// A DNS name, looked up when the tunnel starts and again when the peer goes silent.
     Name(String, u16),
+}
+
+impl Endpoint {
+    /// Of UDP, at least 1.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Addr(addr) => addr.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
 }
 
 impl Publish {

@@ -24,17 +24,17 @@ impl fmt::Display for Problem {
 
 /// Collects problems while parsing goes on, up to a bound.
 #[derive(Debug, Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(crate) struct Problems(Vec<Problem>);
 
 impl Problems {
-    pub(super) fn add(&mut self, path: &str, line: usize, message: String) {
+    pub(crate) fn add(&mut self, path: &str, line: usize, message: String) {
         if self.0.len() < MOST {
             self.0.push(Problem { path: path.to_owned(), line, message });
         }
     }
 
     /// Nothing, or all problems in the order of files and lines.
-    pub(super) fn into_result(mut self) -> Result<(), Vec<Problem>> {
+    pub(crate) fn into_result(mut self) -> Result<(), Vec<Problem>> {
         self.0.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
         if self.0.is_empty() { Ok(()) } else { Err(self.0) }
     }

@@ -1,76 +1,126 @@
-//! `meshd peer add NAME --public-key …`.
+//! `meshd peer add NAME`: each way has its file; here are the arguments, and the way by hand, `--public-key`.
 
 use std::path::{Path, PathBuf, absolute};
 
 use super::super::show::{add_command, toml_list, toml_string};
 use super::super::{Dirs, Failure, print};
-use super::{Reload, outcome};
+use super::{Reload, client, from, outcome};
 use crate::config::{self, Config, SourceFile, quote, value};
 use crate::store::{self, Layout};
 
 /// A host without an endpoint is behind NAT, whose mapping dies within minutes of silence; 25 s is what wg(8) advises.
-const KEEPALIVE_BEHIND_NAT: u16 = 25;
+pub(super) const KEEPALIVE_BEHIND_NAT: u16 = 25;
 
 /// Arguments of `meshd peer add`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Checks the whole configuration with the new peer in it before the file is
-written. When this host has no endpoint of its own and the peer has one, a
-keepalive of 25 seconds keeps the way back open; --keepalive 0 does without.
+--client makes a device's keys and prints the configuration for its app, the
+stock WireGuard one: as text, as a file, as a picture for its camera. It is
+shown once; the private key is kept nowhere. The device reaches the container
+bridges of all hosts, the LANs that --lan names, with --full-tunnel the
+internet as this host, and nothing else; --allow gives it another list.
+
+--public-key with --allow, or without --client, writes what the flags say.
+When this host has no endpoint of its own and the peer has one, a keepalive of
+25 seconds keeps the way back open; --keepalive 0 does without.
+
+The whole configuration is checked with the new peer in it before anything is
+written; when the running agent refuses it, everything is as it was.
 
 Examples:
+  meshd peer add phone --client --full-tunnel --qr
+  meshd peer add laptop --client --lan home --out laptop.conf
+  meshd peer add laptop --client --public-key KEY > laptop.conf
   meshd peer add vps --public-key KEY --endpoint vps.example.net:51820 \\
       --address 10.88.0.1 --address fd88::1 --subnet 10.89.1.0/24
   meshd peer add phone --public-key KEY --address 10.88.0.9 \\
       --client --allow 10.89.1.0/24 --allow '10.89.2.10 tcp/443'
+  meshd peer add home --from home.conf
   meshd peer add vps --public-key KEY --subnet 10.89.1.0/24 --dry-run")]
+#[command(group = clap::ArgGroup::new("way").args(["public_key", "client", "from"]).required(true).multiple(true))]
 pub struct Args {
     /// The peer's name
-    name: String,
+    pub(super) name: String,
     /// What `meshd pubkey` prints there
     #[arg(long, value_name = "KEY")]
-    public_key: String,
+    pub(super) public_key: Option<String>,
     /// Where to reach it; leave it out when it is behind NAT
     #[arg(long, value_name = "HOST:PORT")]
-    endpoint: Option<String>,
-    /// Its address inside the mesh; repeat for IPv6
+    pub(super) endpoint: Option<String>,
+    /// Its address inside the mesh; repeat for IPv6 [default with --client: free ones]
     #[arg(long = "address", value_name = "ADDRESS")]
-    addresses: Vec<String>,
+    pub(super) addresses: Vec<String>,
     /// A bridge or LAN behind it; repeat for more
     #[arg(long = "subnet", value_name = "CIDR")]
-    subnets: Vec<String>,
-    /// A device such as a phone: it reaches only what --allow gives it
+    pub(super) subnets: Vec<String>,
+    /// A device such as a phone, which reaches only what it is given
     #[arg(long)]
-    client: bool,
+    pub(super) client: bool,
     /// What it may reach at and through this host, and nothing else; repeat for more: a network, an address, `mesh` or
     /// `host`, and after a space the ports when not all, such as '10.89.2.10 tcp/443'
     #[arg(long = "allow", value_name = "WHAT")]
-    allow: Vec<String>,
+    pub(super) allow: Vec<String>,
     /// A file with the preshared key, which stays where it is
-    #[arg(long, value_name = "FILE")]
-    preshared_key_file: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    pub(super) preshared_key_file: Option<PathBuf>,
     /// Seconds between keepalives; 0 is off
     #[arg(long, value_name = "SECONDS")]
-    keepalive: Option<u16>,
+    pub(super) keepalive: Option<u16>,
     /// Check, print the file, and write nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) device: client::Flags,
+    /// Take the peer out of a file of wg-quick, `-` for standard input: the one whose file it is, or with --public-key one
+    /// that it names
+    #[arg(long, value_name = "FILE", conflicts_with_all = client::FLAGS)]
+    pub(super) from: Option<PathBuf>,
 }
 
 /// Runs the command.
 pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
     // Before it becomes part of a path.
     value::name(&args.name).map_err(|why| Failure::new(4, format!("peer name {}: {why}", quote(&args.name))))?;
+    if let Some(file) = args.from.clone() {
+        return from::run(&args, &file, dirs, reload);
+    }
+    match args.public_key.clone() {
+        Some(key) if !args.client || (!args.allow.is_empty() && !args.device.any()) => {
+            by_key(&args, &key, dirs, reload)
+        }
+        _ => client::run(&args, dirs, reload),
+    }
+}
+
+/// The name is free.
+pub(super) fn unknown_yet(name: &str, config: &Config, dirs: &Dirs) -> Result<(), Failure> {
+    let path = Layout(&dirs.config).peer(name);
+    if config.peer(name).is_none() && path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let error = format!("peer {}: {} exists already", quote(name), path.display());
+    let remedy = format!("edit the file and `meshd reload`, or meshd peer remove {name}");
+    Err(Failure::new(4, error).try_this(remedy))
+}
+
+/// What the check says about a file that is not on disk yet: its words name the flag, and its lines nothing.
+pub(super) fn said_of_flags(error: store::Error, name: &str, dirs: &Dirs) -> Failure {
+    let path = config::printable(&Layout(&dirs.config).peer(name).to_string_lossy());
+    let store::Error::Invalid(problems) = error else { return error.into() };
+    let said = |problem: &config::Problem| {
+        let from_flags = problem.path == path;
+        if from_flags { format!("peer {}: {}", quote(name), problem.message) } else { problem.to_string() }
+    };
+    Failure { code: 4, errors: problems.iter().map(said).collect(), remedy: None }
+}
+
+fn by_key(args: &Args, key: &str, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
     let _lock = store::lock(&dirs.config)?;
     let before = store::load(&dirs.config)?;
+    unknown_yet(&args.name, &before, dirs)?;
     let path = Layout(&dirs.config).peer(&args.name);
-    if before.peer(&args.name).is_some() || path.symlink_metadata().is_ok() {
-        let error = format!("peer {}: {} exists already", quote(&args.name), path.display());
-        let remedy = format!("edit the file and `meshd reload`, or meshd peer remove {}", args.name);
-        return Err(Failure::new(4, error).try_this(remedy));
-    }
 
-    let text = peer_toml(&args, &before, &dirs.config)?;
+    let text = peer_toml(args, key, &before, &dirs.config)?;
     check(&args.name, &text, dirs)?;
     if args.dry_run {
         return print(&format!("# {}\n{text}", path.display()));
@@ -96,12 +146,12 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
     }
 }
 
-fn peer_toml(args: &Args, config: &Config, dir: &Path) -> Result<String, Failure> {
+fn peer_toml(args: &Args, key: &str, config: &Config, dir: &Path) -> Result<String, Failure> {
     let preshared_key_file = args.preshared_key_file.as_ref().map(|path| from_folder(path, dir)).transpose()?;
     let behind_nat = config.host.endpoint.is_none() && args.endpoint.is_some();
     let keepalive = args.keepalive.or(behind_nat.then_some(KEEPALIVE_BEHIND_NAT));
     let lines = [
-        Some(format!("public_key = {}", toml_string(&args.public_key))),
+        Some(format!("public_key = {}", toml_string(key))),
         preshared_key_file.map(|path| format!("preshared_key_file = {}", toml_string(&path))),
         args.endpoint.as_ref().map(|endpoint| format!("endpoint = {}", toml_string(endpoint))),
         (!args.addresses.is_empty()).then(|| format!("addresses = {}", toml_list(&args.addresses))),
@@ -123,19 +173,9 @@ fn from_folder(path: &Path, dir: &Path) -> Result<String, Failure> {
 
 /// The configuration as it would be.
 fn check(name: &str, text: &str, dirs: &Dirs) -> Result<(), Failure> {
-    let new = SourceFile { path: Layout(&dirs.config).peer(name).display().to_string(), text: text.into() };
-    let path = new.path.clone();
+    let path = config::printable(&Layout(&dirs.config).peer(name).to_string_lossy());
+    let new = SourceFile { path, text: text.into() };
     let files = store::read_with(&dirs.config, (name.to_owned(), new))?;
-    config::parse(&files).map(|_| ()).map_err(|problems| Failure {
-        code: 4,
-        errors: problems
-            .iter()
-            .map(|problem| {
-                // Its lines are not on disk; the words name the flag.
-                let from_flags = problem.path == path;
-                if from_flags { format!("peer {}: {}", quote(name), problem.message) } else { problem.to_string() }
-            })
-            .collect(),
-        remedy: None,
-    })
+    let checked = config::parse(&files).map(|_| ());
+    checked.map_err(|problems| said_of_flags(store::Error::Invalid(problems), name, dirs))
 }
