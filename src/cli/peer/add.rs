@@ -37,7 +37,6 @@ Examples:
       --client --allow 10.89.1.0/24 --allow '10.89.2.10 tcp/443'
   meshd peer add home --from home.conf
   meshd peer add vps --public-key KEY --subnet 10.89.1.0/24 --dry-run")]
-#[command(group = clap::ArgGroup::new("way").args(["public_key", "client", "from"]).required(true).multiple(true))]
 pub struct Args {
     /// The peer's name
     pub(super) name: String,
@@ -78,7 +77,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+pub fn run(args: Args, dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), Failure> {
     // Before it becomes part of a path.
     value::name(&args.name).map_err(|why| Failure::new(4, format!("peer name {}: {why}", quote(&args.name))))?;
     if let Some(file) = args.from.clone() {
@@ -88,7 +87,11 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
         Some(key) if !args.client || (!args.allow.is_empty() && !args.device.any()) => {
             by_key(&args, &key, dirs, reload)
         }
-        _ => client::run(&args, dirs, reload),
+        _ if args.client => client::run(&args, dirs, reload),
+        _ => {
+            let failure = Failure::new(2, "usage: peer add: one of --public-key, --client and --from says whom");
+            Err(failure.try_this("meshd peer add --help"))
+        }
     }
 }
 
