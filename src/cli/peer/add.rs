@@ -87,7 +87,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+pub fn run(args: Args, dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), Failure> {
     // Before it becomes part of a path.
     value::name(&args.name).map_err(|why| Failure::new(4, format!("peer name {}: {why}", quote(&args.name))))?;
     if let Some(file) = args.from.clone() {
