@@ -380,10 +380,7 @@ fn usage_errors_are_one_line_and_a_remedy() {
     host.fails(
         "peer add vps",
         2,
-        &[
-            "meshd: usage: the following required arguments were not provided: <--public-key <KEY>|--client|--from <FILE>>",
-            "try: meshd peer add --help",
-        ],
+        &["meshd: usage: peer add: one of --public-key, --client and --from says whom", "try: meshd peer add --help"],
     );
     for line in ["", "peer"] {
         let said = host.run(line);

@@ -26,8 +26,6 @@ fn tablet(lab: &Lab) -> Host {
     lab.home.append("meshd.toml", "[[lan]]\nsubnet = \"192.168.1.0/24\"\ninterface = \"eth0\"");
     lab.vps.replace("peers/home.toml", "\"fd89:2::/64\"", "\"fd89:2::/64\", \"192.168.1.0/24\"");
     lab.vps.append("peers/home.toml", "lans = [\"192.168.1.0/24\"]");
-    // What the tablet sends to a LAN comes by the VPS, under its own address.
-    lab.home.replace("peers/vps.toml", "\"fd88::1\"", &format!("\"fd88::1\", \"{ADDRESS}\", \"{ADDRESS6}\""));
     lab.start();
     wireguard_go(&tablet);
     tablet
@@ -82,6 +80,9 @@ fn a_client_reaches_every_bridge_and_nothing_else() {
 fn a_full_tunnel_leaves_as_the_exit_and_a_lan_is_open_where_it_was_granted() {
     let lab = Lab::new();
     let tablet = tablet(&lab);
+    // What the tablet sends to a LAN comes by the VPS, under its own address.
+    lab.home.replace("peers/vps.toml", "\"fd88::1\"", &format!("\"fd88::1\", \"{ADDRESS}\", \"{ADDRESS6}\""));
+    lab.home.meshd(&["reload"]);
     let file = lab.path("tablet.conf");
     let path = file.to_str().expect("text");
     let before = lab.vps.read("meshd.toml");

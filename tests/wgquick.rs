@@ -212,6 +212,22 @@ fn what_a_client_cannot_have_is_refused() {
 }
 
 #[test]
+fn a_file_that_nobody_got_leaves_no_peer() {
+    let host = Host::vps();
+    let before = host.files();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meshd"));
+    command.args(["peer", "add", "phone", "--client", "--full-tunnel"]);
+    for (name, folder) in [("MESHD_DIR", "etc"), ("MESHD_RUN_DIR", "run"), ("MESHD_STATE_DIR", "state")] {
+        command.env(name, host.0.path().join(folder));
+    }
+    let output = command.stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("standard output: No space left"), "{said}");
+    assert_eq!(host.files(), before);
+}
+
+#[test]
 fn a_peer_comes_out_of_its_own_file_or_out_of_one_that_names_it() {
     let host = Host::vps();
     let public = host.ok("peer export").out;
@@ -337,7 +353,7 @@ fn an_import_says_what_it_leaves_and_names_peers_soundly() {
     for words in [
         "peers/peer1.toml\n",
         "AllowedIPs of everything at peer1: an egress of the bridges only",
-        "MASQUERADE\": not run; [exit] in meshd.toml does it",
+        ": not run; [exit] in meshd.toml does it, once its # is gone\n",
         "PostDown = \"iptables -t nat -F\": not run\n",
         "DNS: this host's name servers stay as they are",
         "Table = \"off\"",

@@ -26,7 +26,7 @@ pub fn parse(source: &SourceFile) -> Result<Conf, Vec<Problem>> {
         return Err(problem(1, format!("larger than {} KiB; no configuration is", MAX_FILE >> 10)));
     }
     let text = std::str::from_utf8(&source.text).map_err(|error| {
-        let line = 1 + source.text[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        let line = source.text[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
         problem(line, "not UTF-8; expected a text as wg-quick has it".into())
     })?;
     let mut problems = Problems::default();

@@ -205,7 +205,7 @@ proptest! {
         let mut bytes = conf.expose_text().as_bytes().to_vec();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let lines = bytes.split(|byte| *byte == b'\n').count();
         for problem in parse(&source(bytes)).err().unwrap_or_default() {
             prop_assert!((1..=lines).contains(&problem.line), "{problem}");
             prop_assert!(!problem.message.chars().any(char::is_control), "{problem}");
