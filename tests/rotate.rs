@@ -59,9 +59,8 @@ fn under_traffic(lab: &Lab, time: Duration, work: impl FnOnce()) {
     std::thread::scope(|scope| {
         let (proxy, nextcloud) = (&lab.proxy, &lab.nextcloud);
         let ways = [(proxy, nextcloud, NEXTCLOUD), (nextcloud, proxy, PROXY)];
-        let flows = ways.map(|(from, to, address)| {
-            scope.spawn(move || lab::sequence::flows(from, to, address, 1, MEGABITS, time))
-        });
+        let flows = ways
+            .map(|(from, to, address)| scope.spawn(move || lab::sequence::flows(from, to, address, 1, MEGABITS, time)));
         let stream = scope.spawn(move || {
             let begun = Instant::now();
             while begun.elapsed() < time {
@@ -76,7 +75,10 @@ fn under_traffic(lab: &Lab, time: Duration, work: impl FnOnce()) {
         for flow in flows {
             let arrived = flow.join().expect("a flow")[0];
             println!("{arrived:?}");
-            assert!(arrived.sent > 100 * time.as_secs() && arrived.received == arrived.sent && arrived.late == 0, "{arrived:?}");
+            assert!(
+                arrived.sent > 100 * time.as_secs() && arrived.received == arrived.sent && arrived.late == 0,
+                "{arrived:?}"
+            );
         }
         stream.join().expect("a stream");
     });
@@ -114,7 +116,10 @@ fn hosts_change_their_keys_under_traffic_and_nothing_is_lost() {
     under_traffic(&lab, secs(26), || {
         let said: Value = serde_json::from_str(&lab.home.meshd(&["peer", "rotate", "--self", "--json"])).expect("JSON");
         agreed(&lab);
-        assert_eq!((said["public_key"].as_str(), &said["peers"][0]["done"]), (Some(&*lab.home.public_key()), &true.into()));
+        assert_eq!(
+            (said["public_key"].as_str(), &said["peers"][0]["done"]),
+            (Some(&*lab.home.public_key()), &true.into())
+        );
         let said = lab.vps.meshd(&["peer", "rotate", "--self", "--force"]);
         assert!(said.contains(&lab.vps.public_key()) && said.contains("peer home knows"), "{said}");
         agreed(&lab);
@@ -186,7 +191,12 @@ fn survives(victim: fn(&Lab) -> &Host, args: &[&str], calls: &[(&str, u32)]) {
         let begun = Instant::now();
         host.up();
         wait_for(format!("a session after {point}"), secs(20), || lab.home.ping("10.88.0.1").then_some(()));
-        println!("{} {args:?} {point}: killed {killed}, {}, again after {:?}", host.name, output.status, begun.elapsed());
+        println!(
+            "{} {args:?} {point}: killed {killed}, {}, again after {:?}",
+            host.name,
+            output.status,
+            begun.elapsed()
+        );
         // A preshared key is agreed by itself; a host's own key when it is asked for again.
         if args.is_empty() {
             wait_for(format!("agreement after {point}"), secs(15), || disagreement(&lab).is_none().then_some(()));

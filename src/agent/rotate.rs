@@ -173,18 +173,15 @@ impl Running {
     /// The answer to a peer's request; none to what cannot be read, or comes too often.
     pub(super) async fn rotated(&self, letter: &Letter) -> Option<(u16, Vec<u8>)> {
         let request: Request = serde_json::from_slice(&letter.body).ok()?;
-        let answer = if self.rotations.admits(letter.peer) {
-            // What stands counts before what is asked: see the protocol.
-            let name = self.config().peers.iter().find(|peer| peer.public_key == letter.peer)?.name.clone();
-            match self.settle(&name).await {
-                Err(why) => Answer::Later(why),
-                Ok(()) => {
-                    let fresh = PresharedKey::generate().ok()?;
-                    self.take(&name, &request, fresh).await.err().unwrap_or(Answer::Taken)
-                }
-            }
-        } else {
+        // What stands counts before what is asked: see the protocol.
+        let name = self.config().peers.iter().find(|peer| peer.public_key == letter.peer)?.name.clone();
+        let answer = if !self.rotations.admits(letter.peer) {
             Answer::Later("too often".to_owned())
+        } else if let Err(why) = self.settle(&name).await {
+            Answer::Later(why)
+        } else {
+            let fresh = PresharedKey::generate().ok()?;
+            self.take(&name, &request, fresh).await.err().unwrap_or(Answer::Taken)
         };
         Some((0, serde_json::to_vec(&answer).ok()?))
     }
@@ -210,7 +207,11 @@ impl Running {
         let Some(standing) = self.device.standing(&peer.public_key) else { return };
         if standing.public_key || standing.preshared_key {
             if let Err(why) = self.settle(&peer.name).await {
-                tracing::warn!(peer = peer.name, why, "new keys are in use, and cannot be written down; will try again");
+                tracing::warn!(
+                    peer = peer.name,
+                    why,
+                    "new keys are in use, and cannot be written down; will try again"
+                );
                 tokio::time::sleep(AGAIN).await;
             }
             return;
@@ -274,7 +275,8 @@ impl Running {
             Err(why) => return Ok(Err(why)),
         };
         if new != *old {
-            let text = edit::keys(folder.peer(name).unwrap_or_default(), old, &new).map_err(|error| error.to_string())?;
+            let text =
+                edit::keys(folder.peer(name).unwrap_or_default(), old, &new).map_err(|error| error.to_string())?;
             folder.set_peer(name, text).map_err(failed)?;
             let _written = folder.write().map_err(failed)?;
             self.use_keys(name, new);
@@ -317,12 +319,14 @@ impl Running {
         // All of them are there before the first is told anything.
         let (there, mut peers) = part(&config, join_all(config.peers.iter().map(|peer| self.find(peer))).await);
         if !peers.is_empty() && !force {
-            let remedy = "again once they answer, or with --force, which cuts them off until the new key is written there";
+            let remedy =
+                "again once they answer, or with --force, which cuts them off until the new key is written there";
             return Err(refused(&peers, remedy));
         }
         let next = self.next_key().await.map_err(cannot)?;
         let told = join_all(there.iter().map(|peer| self.announce(peer, &next))).await;
-        let untold = there.iter().zip(told).filter_map(|(peer, told)| Some(not_done(peer, told.err()?))).collect::<Vec<_>>();
+        let untold =
+            there.iter().zip(told).filter_map(|(peer, told)| Some(not_done(peer, told.err()?))).collect::<Vec<_>>();
         if !untold.is_empty() {
             return Err(refused(&untold, "meshd peer rotate --self, which goes on with the same key"));
         }
@@ -332,9 +336,10 @@ impl Running {
         while !there.iter().all(|peer| self.stands(&peer.name)) && Instant::now() < deadline {
             tokio::time::sleep(LOOK).await;
         }
-        peers.extend(there.into_iter().map(|peer| match self.stands(&peer.name) {
-            true => RotatedPeer { name: peer.name.clone(), done: true, why: None },
-            false => not_done(peer, "has the new key, and no session under it yet".to_owned()),
+        peers.extend(there.into_iter().map(|peer| {
+            let done = self.stands(&peer.name);
+            let why = (!done).then(|| "has the new key, and no session under it yet".to_owned());
+            RotatedPeer { name: peer.name.clone(), done, why }
         }));
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Rotated { public_key: Some(next.public_key()), peers })
@@ -390,7 +395,9 @@ impl Running {
     /// What the operator began and has not finished.
     pub(super) fn rotation_warnings(&self) -> Option<String> {
         let begun = Layout(&self.config_dir).next_private_key().exists();
-        begun.then(|| "a new key of this host was begun and is not in use; `meshd peer rotate --self` goes on".to_owned())
+        begun.then(|| {
+            "a new key of this host was begun and is not in use; `meshd peer rotate --self` goes on".to_owned()
+        })
     }
 
     fn nudge(&self) {

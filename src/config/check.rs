@@ -177,7 +177,8 @@ impl Check<'_> {
             let keys = [("public_key", Some(peer.public_key)), ("next_public_key", peer.next.public_key)];
             for (name, key) in keys.into_iter().filter_map(|(name, key)| Some((name, key?))) {
                 if key == own {
-                    let message = format!("{name} {own} is this host's own; write the one that `meshd pubkey` prints there");
+                    let message =
+                        format!("{name} {own} is this host's own; write the one that `meshd pubkey` prints there");
                     self.peer_problem(peer, name, message);
                 } else if let Some(other) = seen.insert(key, &peer.name) {
                     let message = format!("{name} {key} is that of peer {} already", quote(other));

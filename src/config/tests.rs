@@ -666,7 +666,10 @@ fn keys_to_come_are_nobody_elses_and_survive_an_edit() {
     let of = |text: &str| parse(&files(HOME, &[("phone", peer(PHONE, "")), ("vps", text.to_owned())]));
     let config = of(&format!("{}next_preshared_key = \"{OWN}\"\n", file(&next))).unwrap();
     let peer = config.peer("vps").unwrap();
-    assert_eq!((peer.next.public_key, peer.next.preshared_key.as_ref().map(|key| key.expose_base64())), (Some(next), Some(OWN.to_owned())));
+    assert_eq!(
+        (peer.next.public_key, peer.next.preshared_key.as_ref().map(PresharedKey::expose_base64)),
+        (Some(next), Some(OWN.to_owned()))
+    );
     assert_eq!(of(&edit::peer(peer)).unwrap().peer("vps"), Some(peer));
     for key in [PHONE.to_owned(), config.private_key.public_key().to_string(), VPS.to_owned()] {
         assert!(of(&file(&key)).unwrap_err()[0].message.starts_with("next_public_key "), "{key}");

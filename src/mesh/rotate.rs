@@ -146,9 +146,7 @@ mod tests {
     /// The host of this key with peers `other` and `third`.
     fn config(own: &PrivateKey, other: PublicKey) -> Config {
         let source = |path: &str, text: String| SourceFile { path: path.into(), text: text.into() };
-        let peer = |name: &str, key: PublicKey| {
-            (name.to_owned(), source(name, format!("public_key = \"{key}\"\n")))
-        };
+        let peer = |name: &str, key: PublicKey| (name.to_owned(), source(name, format!("public_key = \"{key}\"\n")));
         parse(&Files {
             host: source("meshd.toml", "name = \"own\"\naddresses = [\"10.88.0.1/24\"]\n".into()),
             private_key: source("private.key", own.expose_base64()),

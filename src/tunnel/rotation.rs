@@ -230,7 +230,8 @@ impl Session {
 
     /// Runs the timers of the others.
     pub(super) fn tick_others(&mut self, out: &mut Outbox, now: Instant) {
-        let gone = |other: &Other| matches!(other.role, Role::Former(heard) if now.saturating_duration_since(heard) >= LINGER);
+        let gone =
+            |other: &Other| matches!(other.role, Role::Former(heard) if now.saturating_duration_since(heard) >= LINGER);
         self.others.retain(|other| !gone(other));
         if self.is_stale() && !self.has_session() {
             let newest = |other: &Other| matches!(other.role, Role::Candidate { .. });
@@ -289,15 +290,28 @@ impl Session {
     }
 }
 
+/// Another private key of this host, and what becomes of the sessions under the one before.
+pub(super) enum Rekey {
+    /// Each goes on until there is a new one.
+    Gently(PrivateKey),
+    /// They end.
+    AtOnce(PrivateKey),
+}
+
 impl Device {
+    /// Changes the device's identity; all sessions end, as wg(8) has it.
+    pub fn set_private_key(&self, private_key: PrivateKey, now: Instant) {
+        self.change(now, |_, _| Some(Rekey::AtOnce(private_key)));
+    }
+
+    /// Changes the device's identity; each session goes on until there is one under the new key.
+    pub fn rotate_private_key(&self, private_key: PrivateKey, now: Instant) {
+        self.change(now, |_, _| Some(Rekey::Gently(private_key)));
+    }
+
     /// Gives a peer other keys, present and next; it stays the same one where the session's are among them. False when
     /// there is no such peer.
-    pub fn set_keys(
-        &self,
-        peer: &PublicKey,
-        keys: (PublicKey, Option<PresharedKey>, NextKeys),
-        now: Instant,
-    ) -> bool {
+    pub fn set_keys(&self, peer: &PublicKey, keys: (PublicKey, Option<PresharedKey>, NextKeys), now: Instant) -> bool {
         let mut found = false;
         self.change(now, |_, settings| {
             let (public_key, preshared_key, next) = keys;
@@ -336,4 +350,3 @@ fn combinations(settings: &PeerSettings) -> Vec<(PublicKey, &Option<PresharedKey
     let with = |public_key| preshared_keys.into_iter().flatten().map(move |preshared_key| (public_key, preshared_key));
     public_keys.into_iter().flatten().flat_map(with).collect()
 }
-

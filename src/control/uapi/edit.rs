@@ -130,10 +130,10 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::NextKeys;
     use crate::control::fake::hex_of;
     use crate::control::fake::peer_key;
     use crate::control::uapi::message::{Request, parse};
+    use crate::key::NextKeys;
 
     fn peer(seed: u8, nets: &[&str]) -> PeerSettings {
         PeerSettings {

@@ -207,8 +207,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::key::NextKeys;
     use crate::control::fake::{hex_of, peer_key};
+    use crate::key::NextKeys;
     use crate::tunnel::{PeerSettings, PeerState};
 
     fn set(lines: &str) -> Result<Edits, Errno> {
