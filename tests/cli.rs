@@ -438,6 +438,7 @@ fn help_has_examples_and_names_only_what_exists() {
         "peer list",
         "peer show",
         "peer remove",
+        "peer rotate",
         "publish",
         "publish list",
         "publish add",
@@ -466,7 +467,7 @@ fn completions_and_manual_pages_are_whole() {
     let mut pages: Vec<String> =
         fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     pages.sort_by_key(|page| page.replace(".8", ""));
-    let commands = "bench completions doctor down genkey genpsk guard guard-arm guard-disarm guard-status import init leaktest man peer peer-add peer-export peer-list peer-remove peer-show plan pubkey publish publish-add publish-list publish-remove reload status up";
+    let commands = "bench completions doctor down genkey genpsk guard guard-arm guard-disarm guard-status import init join leaktest man peer peer-add peer-approve peer-export peer-invites peer-list peer-remove peer-revoke-invite peer-rotate peer-show peer-trust plan pubkey publish publish-add publish-list publish-remove reload status up";
     let expected: Vec<String> =
         std::iter::once("meshd.8".into()).chain(commands.split(' ').map(|name| format!("meshd-{name}.8"))).collect();
     assert_eq!(pages, expected);

@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Whoever asked for it does not wait longer for a session under new keys: two lost handshakes and a bit.
 const PATIENCE: Duration = Duration::from_secs(12);
+/// For a handshake that is under way, and may have to be repeated once (REKEY_TIMEOUT).
+const HANDSHAKE: Duration = Duration::from_secs(6);
 /// What one peer may ask for: a rotation in so long, and so many at once.
 const REQUEST: Duration = Duration::from_secs(2);
 const REQUESTS: Duration = Duration::from_secs(12);
@@ -69,11 +71,11 @@ impl Running {
     /// A new preshared key with this peer.
     async fn rotate_peer(&self, peer: &Peer) -> RotatedPeer {
         let rotated = async {
-            self.ask(peer.public_key, Kind::Hello, Vec::new()).await.ok_or_else(|| self.unanswered(peer))?;
+            self.find(peer).await?;
             if leads(&self.device.public_key(), &peer.public_key) {
                 self.begin_rotation(&peer.name).await?;
             } else {
-                match self.request(peer.public_key, &Request::Begin).await {
+                match self.request(&peer.name, &Request::Begin).await {
                     Some(Answer::Taken) => {}
                     Some(Answer::Later(why) | Answer::Refused(why)) => return Err(format!("it says: {why}")),
                     None => return Err("its meshd is older than rotation".to_owned()),
@@ -127,26 +129,57 @@ impl Running {
         outcome.unwrap_or_else(|error| Err(Answer::Later(error)))
     }
 
-    async fn request(&self, peer: PublicKey, request: &Request) -> Option<Answer> {
-        let answer = self.ask(peer, Kind::Rotate, serde_json::to_vec(request).ok()?).await?;
+    async fn request(&self, peer: &str, request: &Request) -> Option<Answer> {
+        let answer = self.ask_named(peer, Kind::Rotate, &serde_json::to_vec(request).ok()?).await?;
         serde_json::from_slice(&answer).ok()
+    }
+
+    /// Asks a peer whose key may change meanwhile, for then the answer does not come from whom was asked.
+    async fn ask_named(&self, name: &str, kind: Kind, body: &[u8]) -> Option<Vec<u8>> {
+        loop {
+            let key = self.config().peer(name)?.public_key;
+            let changed = async {
+                while self.config().peer(name).is_some_and(|peer| peer.public_key == key) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            tokio::select! {
+                answer = self.ask(key, kind, body.to_vec()) => return answer,
+                () = changed => {}
+            }
+        }
+    }
+
+    /// Sees that a peer is an agent, and that there is a session with it under the present keys.
+    async fn find(&self, peer: &Peer) -> Result<(), String> {
+        self.ask_named(&peer.name, Kind::Hello, &[]).await.ok_or_else(|| self.unanswered(peer))?;
+        let deadline = Instant::now() + HANDSHAKE;
+        while !self.stands(&peer.name) {
+            if Instant::now() >= deadline {
+                return Err("there is no session under this host's present key yet".to_owned());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    fn stands(&self, name: &str) -> bool {
+        let standing = self.config().peer(name).and_then(|peer| self.device.standing(&peer.public_key));
+        standing.is_some_and(|standing| standing.session)
     }
 
     /// The answer to a peer's request; none to what cannot be read, or comes too often.
     pub(super) async fn rotated(&self, letter: &Letter) -> Option<(u16, Vec<u8>)> {
         let request: Request = serde_json::from_slice(&letter.body).ok()?;
-        let answer = if self.rotations.admits(letter.peer) {
-            // What stands counts before what is asked: see the protocol.
-            let name = self.config().peers.iter().find(|peer| peer.public_key == letter.peer)?.name.clone();
-            match self.settle(&name).await {
-                Err(why) => Answer::Later(why),
-                Ok(()) => {
-                    let fresh = PresharedKey::generate().ok()?;
-                    self.take(&name, &request, fresh).await.err().unwrap_or(Answer::Taken)
-                }
-            }
-        } else {
+        // What stands counts before what is asked: see the protocol.
+        let name = self.config().peers.iter().find(|peer| peer.public_key == letter.peer)?.name.clone();
+        let answer = if !self.rotations.admits(letter.peer) {
             Answer::Later("too often".to_owned())
+        } else if let Err(why) = self.settle(&name).await {
+            Answer::Later(why)
+        } else {
+            let fresh = PresharedKey::generate().ok()?;
+            self.take(&name, &request, fresh).await.err().unwrap_or(Answer::Taken)
         };
         Some((0, serde_json::to_vec(&answer).ok()?))
     }
@@ -188,7 +221,7 @@ impl Running {
             return;
         }
         self.rotations.tried().insert(peer.name.clone(), (Instant::now(), None));
-        let answer = self.request(peer.public_key, &Request::PresharedKey(key.expose_base64())).await;
+        let answer = self.request(&peer.name, &Request::PresharedKey(key.expose_base64())).await;
         let why = match answer {
             Some(Answer::Taken) => {
                 self.device.renew(&peer.public_key);
@@ -267,38 +300,29 @@ impl Running {
     /// A new key for this host.
     async fn rotate_own(&self, force: bool) -> Result<Rotated, Problem> {
         let cannot = |why: String| failed(format!("the key of this host: {why}"), None);
-        let next = self.next_key().await.map_err(cannot)?;
         let config = self.config();
-        let told = join_all(config.peers.iter().map(|peer| self.announce(peer, &next))).await;
-        let (told, untold): (Vec<_>, Vec<_>) = config.peers.iter().zip(told).partition(|(_, told)| told.is_ok());
-        let by_hand = |(peer, told): (&Peer, Result<(), String>)| RotatedPeer {
-            name: peer.name.clone(),
-            done: false,
-            why: told.err(),
-        };
-        let mut peers: Vec<RotatedPeer> = untold.into_iter().map(by_hand).collect();
+        // All of them are there before the first is told anything.
+        let (there, mut peers) = part(&config, join_all(config.peers.iter().map(|peer| self.find(peer))).await);
         if !peers.is_empty() && !force {
-            let line = |peer: &RotatedPeer| format!("peer {}: {}", peer.name, peer.why.as_deref().unwrap_or_default());
-            let errors =
-                peers.iter().map(line).chain(["nothing has changed: the others keep the old key too".to_owned()]);
-            let remedy = format!(
-                "again once they answer, or --force: they are cut off until public_key = \"{}\" is written there",
-                next.public_key()
-            );
-            return Err(Problem { refused: true, errors: errors.collect(), remedy: Some(remedy) });
+            let remedy =
+                "again once they answer, or with --force, which cuts them off until the new key is written there";
+            return Err(refused(&peers, remedy));
+        }
+        let next = self.next_key().await.map_err(cannot)?;
+        let told = join_all(there.iter().map(|peer| self.announce(peer, &next))).await;
+        let untold =
+            there.iter().zip(told).filter_map(|(peer, told)| Some(not_done(peer, told.err()?))).collect::<Vec<_>>();
+        if !untold.is_empty() {
+            return Err(refused(&untold, "meshd peer rotate --self, which goes on with the same key"));
         }
         self.use_next_key(&next).await.map_err(cannot)?;
         tracing::info!(public_key = %next.public_key(), "a new key of this host");
         let deadline = Instant::now() + PATIENCE;
-        let stands = |name: &str| {
-            let standing = self.config().peer(name).and_then(|peer| self.device.standing(&peer.public_key));
-            standing.is_some_and(|standing| standing.session)
-        };
-        while !told.iter().all(|(peer, _)| stands(&peer.name)) && Instant::now() < deadline {
+        while !there.iter().all(|peer| self.stands(&peer.name)) && Instant::now() < deadline {
             tokio::time::sleep(LOOK).await;
         }
-        peers.extend(told.into_iter().map(|(peer, _)| {
-            let done = stands(&peer.name);
+        peers.extend(there.into_iter().map(|peer| {
+            let done = self.stands(&peer.name);
             let why = (!done).then(|| "has the new key, and no session under it yet".to_owned());
             RotatedPeer { name: peer.name.clone(), done, why }
         }));
@@ -320,17 +344,13 @@ impl Running {
 
     /// Tells a peer this host's next key.
     async fn announce(&self, peer: &Peer, next: &PrivateKey) -> Result<(), String> {
-        // A peer that still has a session under the key before would have to choose between two next ones.
-        if self.device.standing(&peer.public_key).is_none_or(|standing| !standing.session) {
-            let asked = self.ask(peer.public_key, Kind::Hello, Vec::new()).await;
-            asked.ok_or_else(|| self.unanswered(peer))?;
-        }
-        if self.device.standing(&peer.public_key).is_none_or(|standing| !standing.session) {
-            return Err("not reachable".to_owned());
+        // One that still has a session under the key before would have to choose between two next ones.
+        if !self.stands(&peer.name) {
+            return Err(self.unanswered(peer));
         }
         let inviter_key = SigningKey::of(next).verifying_key().to_string();
         let request = Request::PublicKey { public_key: next.public_key(), inviter_key };
-        match self.request(peer.public_key, &request).await {
+        match self.request(&peer.name, &request).await {
             Some(Answer::Taken) => Ok(()),
             Some(Answer::Later(why) | Answer::Refused(why)) => Err(format!("it says: {why}")),
             None => Err(self.unanswered(peer)),
@@ -374,6 +394,28 @@ impl Running {
 
 fn same_keys(a: &Peer, b: &Peer) -> bool {
     a.public_key == b.public_key && a.preshared_key == b.preshared_key && a.next == b.next
+}
+
+/// Those that were found, and the others.
+fn part(config: &Config, found: Vec<Result<(), String>>) -> (Vec<&Peer>, Vec<RotatedPeer>) {
+    let (mut there, mut others) = (Vec::new(), Vec::new());
+    for (peer, found) in config.peers.iter().zip(found) {
+        match found {
+            Ok(()) => there.push(peer),
+            Err(why) => others.push(not_done(peer, why)),
+        }
+    }
+    (there, others)
+}
+
+fn not_done(peer: &Peer, why: String) -> RotatedPeer {
+    RotatedPeer { name: peer.name.clone(), done: false, why: Some(why) }
+}
+
+fn refused(peers: &[RotatedPeer], remedy: &str) -> Problem {
+    let line = |peer: &RotatedPeer| format!("peer {}: {}", peer.name, peer.why.as_deref().unwrap_or_default());
+    let errors = peers.iter().map(line).chain(["this host keeps its key".to_owned()]).collect();
+    Problem { refused: true, errors, remedy: Some(remedy.to_owned()) }
 }
 
 fn failed(error: String, remedy: Option<String>) -> Problem {

@@ -6,6 +6,7 @@ use toml_edit::{Array, DocumentMut, Item, Table, TomlError, Value};
 
 use super::{Peer, quote};
 pub use bridge::{add_bridge, default_egress, is_written, set_addresses, widen_bridge};
+use crate::key::PresharedKey;
 
 /// A peer's whole file. Its preshared key is written into it, so the file is a secret.
 pub fn peer(peer: &Peer) -> String {
@@ -57,11 +58,11 @@ pub fn keys(text: &str, old: &Peer, new: &Peer) -> Result<String, TomlError> {
     follow("public_key", Some(new.public_key.to_string()));
     if new.preshared_key != old.preshared_key {
         follow("preshared_key_file", None);
-        follow("preshared_key", new.preshared_key.as_ref().map(|key| key.expose_base64()));
+        follow("preshared_key", new.preshared_key.as_ref().map(PresharedKey::expose_base64));
     }
     follow("inviter_key", new.inviter_key.map(|key| key.to_string()));
     follow("next_public_key", new.next.public_key.map(|key| key.to_string()));
-    follow("next_preshared_key", new.next.preshared_key.as_ref().map(|key| key.expose_base64()));
+    follow("next_preshared_key", new.next.preshared_key.as_ref().map(PresharedKey::expose_base64));
     follow("next_inviter_key", new.next.inviter_key.map(|key| key.to_string()));
     Ok(document.to_string())
 }

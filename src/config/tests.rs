@@ -684,7 +684,7 @@ fn keys_to_come_are_nobody_elses_and_survive_an_edit() {
     let config = of(&format!("{}next_preshared_key = \"{OWN}\"\n", file(&next))).unwrap();
     let peer = config.peer("vps").unwrap();
     assert_eq!(
-        (peer.next.public_key, peer.next.preshared_key.as_ref().map(|key| key.expose_base64())),
+        (peer.next.public_key, peer.next.preshared_key.as_ref().map(PresharedKey::expose_base64)),
         (Some(next), Some(OWN.to_owned()))
     );
     assert_eq!(of(&edit::peer(peer)).unwrap().peer("vps"), Some(peer));

@@ -21,6 +21,8 @@ use super::{api, running, server};
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// A change programs the kernel, and may wait for another that runs, or for a resolver.
 const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+/// A rotation finds the peers, asks them and waits for sessions, each of which may take several handshakes.
+const ROTATION_LIMIT: Duration = Duration::from_secs(60);
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why the agent gave no answer.
@@ -122,7 +124,7 @@ impl Client {
     /// Has the agent rotate keys; returns once sessions under the new ones stand, or after some seconds.
     pub fn rotate(&mut self, request: &api::RotateRequest) -> Result<api::Rotated, ClientError> {
         let body = serde_json::to_vec(request).map_err(|error| ClientError::Protocol(error.to_string()))?;
-        self.request(Method::POST, "/v1/rotate", body.into(), CHANGE_LIMIT)
+        self.request(Method::POST, "/v1/rotate", body.into(), ROTATION_LIMIT)
     }
 
     /// Measures the way to a peer. Progress goes to `progress`.

@@ -63,6 +63,7 @@ use gate::Gate;
 use handshake::Handshakes;
 use knocks::Knocks;
 use peer::{Opened, Peer, Session, Unsealed};
+use rotation::Rekey;
 use table::Table;
 
 /// What is configured, whole.
@@ -248,7 +249,7 @@ impl Device {
     pub fn configure(&self, private_key: &PrivateKey, settings: &Settings, now: Instant) {
         self.change(now, |table, current| {
             current.clone_from(settings);
-            (*private_key != table.private_key).then(|| private_key.clone())
+            (*private_key != table.private_key).then(|| Rekey::Gently(private_key.clone()))
         });
     }
 
@@ -293,16 +294,6 @@ impl Device {
         found
     }
 
-    /// Changes the device's identity; all sessions end, as wg(8) has it.
-    pub fn set_private_key(&self, private_key: PrivateKey, now: Instant) {
-        self.change_and(false, now, |_, _| Some(private_key));
-    }
-
-    /// Changes the device's identity; each session goes on until there is one under the new key.
-    pub fn rotate_private_key(&self, private_key: PrivateKey, now: Instant) {
-        self.change(now, |_, _| Some(private_key));
-    }
-
     /// Follows a change of the tunnel's MTU.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
@@ -336,25 +327,16 @@ impl Device {
     }
 
     /// Makes a new table of what `edit` leaves of the settings, with a new private key when it returns one.
-    fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Settings) -> Option<PrivateKey>) {
-        self.change_and(true, now, edit);
-    }
-
-    /// The same; a new private key may leave the sessions be.
-    fn change_and(
-        &self,
-        keep_sessions: bool,
-        now: Instant,
-        edit: impl FnOnce(&Table, &mut Settings) -> Option<PrivateKey>,
-    ) {
+    fn change(&self, now: Instant, edit: impl FnOnce(&Table, &mut Settings) -> Option<Rekey>) {
         let _changing = lock(&self.changing);
         let old = self.table.load_full();
         let peers = old.peers.values().map(|peer| peer.lock().settings().clone()).collect();
         let mut settings = Settings { peers, local: old.beyond.local.clone() };
         let new_key = edit(&old, &mut settings);
         let rekeyed = new_key.is_some();
+        let keep_sessions = !matches!(new_key, Some(Rekey::AtOnce(_)));
         let base = match new_key {
-            Some(key) => empty_table(key, now),
+            Some(Rekey::Gently(key) | Rekey::AtOnce(key)) => empty_table(key, now),
             None => old.without_peers(),
         };
         let Settings { peers, local } = settings;
@@ -370,11 +352,12 @@ impl Device {
                 let allowed_ips = settings.allowed_ips.clone();
                 let kept = old.holder(&settings.public_key);
                 let kept = kept.filter(|peer| keep_sessions && peer.lock().goes_on(&settings));
-                let peer = kept.map(|peer| peer.under(&settings)).unwrap_or_else(|| {
+                let fresh = || {
                     let index = Table::free_index(&taken);
                     taken.insert(index);
                     Peer::new(&base.own(), settings.clone(), index, now)
-                });
+                };
+                let peer = kept.map_or_else(fresh, |peer| peer.under(&settings));
                 peer.lock().adopt(settings, &base.own());
                 (Arc::new(peer), allowed_ips)
             })

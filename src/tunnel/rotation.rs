@@ -290,7 +290,25 @@ impl Session {
     }
 }
 
+/// Another private key of this host, and what becomes of the sessions under the one before.
+pub(super) enum Rekey {
+    /// Each goes on until there is a new one.
+    Gently(PrivateKey),
+    /// They end.
+    AtOnce(PrivateKey),
+}
+
 impl Device {
+    /// Changes the device's identity; all sessions end, as wg(8) has it.
+    pub fn set_private_key(&self, private_key: PrivateKey, now: Instant) {
+        self.change(now, |_, _| Some(Rekey::AtOnce(private_key)));
+    }
+
+    /// Changes the device's identity; each session goes on until there is one under the new key.
+    pub fn rotate_private_key(&self, private_key: PrivateKey, now: Instant) {
+        self.change(now, |_, _| Some(Rekey::Gently(private_key)));
+    }
+
     /// Gives a peer other keys, present and next; it stays the same one where the session's are among them. False when
     /// there is no such peer.
     pub fn set_keys(&self, peer: &PublicKey, keys: (PublicKey, Option<PresharedKey>, NextKeys), now: Instant) -> bool {
