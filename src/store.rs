@@ -6,6 +6,7 @@
 //! that a crash or a full disk leaves the old state or the new one. Hidden files are never read.
 
 mod edit;
+pub mod news;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -164,6 +164,7 @@ impl Running {
     async fn answer_slowly(&self, letter: Letter) {
         let answer = match letter.kind {
             Kind::Doctor => self.examined(&letter).await,
+            Kind::News => self.take_news(&letter).map(|body| (0, body)),
             _ => None,
         };
         if let Some((size, body)) = answer {
@@ -183,7 +184,7 @@ impl Running {
         }
     }
 
-    fn post(&self, letter: &Letter) {
+    pub(super) fn post(&self, letter: &Letter) {
         self.send(|outbox, now| self.device.post(letter, outbox, now));
     }
 

@@ -66,7 +66,7 @@ mod tests {
         };
         let plan = Plan {
             changes: vec![change("add", "ip rule add iif br0 lookup 8820"), change("remove", "ip route del\x1b[2J")],
-            warnings: vec![],
+            ..Plan::default()
         };
         assert_eq!(render(&plan, false), "+ ip rule add iif br0 lookup 8820\n- ip route del\\u{1b}[2J\n");
         assert!(render(&plan, true).starts_with("\x1b[32m+ ip rule add iif br0 lookup 8820\x1b[0m\n\x1b[31m-"));

@@ -1,5 +1,8 @@
 //! What hosts know of each other beyond the peers that an operator wrote down. Pure: no I/O, and `now` is an argument.
 
+pub mod introduce;
+pub mod news;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;

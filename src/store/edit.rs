@@ -61,7 +61,7 @@ impl<'d> Edit<'d> {
     /// Gives `meshd.toml` another text.
     ///
     /// # Errors
-    /// When the configuration would be wrong at this point; the edit is then of no more use.
+    /// When the configuration would be wrong at this point; the edit is then as it was before.
     pub fn set_host(&mut self, text: String) -> Result<(), Error> {
         let path = Layout(self.dir).host();
         let mode = fs::metadata(&path).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777);
@@ -97,10 +97,24 @@ impl<'d> Edit<'d> {
         self.push(Change { path: Layout(self.dir).peer(name), mode: 0o600, old: Some(old), new: None })
     }
 
+    /// Keeps a change that was made to the files; one that makes them wrong is taken back.
     fn push(&mut self, change: Change) -> Result<(), Error> {
-        self.config()?;
+        if let Err(error) = self.config() {
+            self.take_back(change);
+            return Err(error);
+        }
         self.changes.push(change);
         Ok(())
+    }
+
+    fn take_back(&mut self, change: Change) {
+        if change.path == Layout(self.dir).host() {
+            self.files.host = change.old.unwrap_or_else(|| self.files.host.clone());
+            return;
+        }
+        let name = change.path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.files.peers.retain(|(other, _)| *other != name);
+        self.files.peers.extend(change.old.map(|old| (name, old)));
     }
 
     /// Whether it would write anything.
