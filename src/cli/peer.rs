@@ -1,8 +1,9 @@
-//! `meshd peer`: add, list, show, remove.
+//! `meshd peer`: add, list, show, remove, trust.
 
 mod add;
 mod list;
 mod remove;
+mod trust;
 
 use clap::Subcommand;
 
@@ -33,6 +34,8 @@ enum Command {
     Show(list::Show),
     /// Remove a peer's file and have the running agent forget it
     Remove(remove::Args),
+    /// Let a peer introduce others, or no more
+    Trust(trust::Args),
 }
 
 /// Runs the command.
@@ -42,6 +45,7 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Command::List(args) => list::list(args, dirs),
         Command::Show(args) => list::show(args, dirs),
         Command::Remove(args) => remove::run(args, dirs, running::reload),
+        Command::Trust(args) => trust::run(args, dirs, running::reload),
     }
 }
 
