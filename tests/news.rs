@@ -355,6 +355,7 @@ fn a_new_inviter_is_shown_and_waits_for_the_operators_word() {
     // lab trusts home as well, whom it knows from vps.
     three.lab.meshd(&["peer", "trust", "home", "--yes"]);
     assert!(three.lab.read("peers/lab2.toml").contains("via = \"vps\""));
+    three.vps().replace("meshd.toml", "peers = [\"home\", \"phone\"]", "peers = [\"phone\"]");
     three.vps().meshd(&["peer", "remove", "home"]);
     wait_for("and both go with it", secs(5), || {
         (!has_file(&three.lab, "home") && !has_file(&three.lab, "lab2")).then_some(())
