@@ -176,7 +176,9 @@ fn who_is_removed_is_cut_off_everywhere_at_once() {
     let silent = until_silent(three.home(), begin);
     println!("peer remove took {done:?}; home was cut off after {silent:?}");
     assert!(silent < done + secs(1), "{silent:?}");
-    wait_for("home forgets lab", secs(2), || (!knows(three.home(), "lab") && !has_file(three.home(), "lab")).then_some(()));
+    wait_for("home forgets lab", secs(2), || {
+        (!knows(three.home(), "lab") && !has_file(three.home(), "lab")).then_some(())
+    });
     assert!(!three.lab.ping("10.89.1.1") && !three.lab.ping(lab::NEXTCLOUD));
     wait_for("lab knows", secs(2), || warnings(&three.lab).contains("vps has removed this host").then_some(()));
 
@@ -215,7 +217,9 @@ fn a_peer_that_is_an_exit_is_cut_off_and_nothing_leaves() {
     three.home().replace("meshd.toml", "egress = \"vps\"", "egress = \"lab\"");
     three.home().meshd(&["reload"]);
     three.vps().meshd(&["peer", "remove", "lab"]);
-    wait_for("a warning", secs(5), || warnings(three.home()).contains("which is cut off; its file stays").then_some(()));
+    wait_for("a warning", secs(5), || {
+        warnings(three.home()).contains("which is cut off; its file stays").then_some(())
+    });
     assert!(has_file(three.home(), "lab") && !knows(three.home(), "lab"));
     assert!(!three.home().ping("10.89.5.1"));
     assert!(lab::traffic::seen_by(&three.rest.nextcloud, lab::WEB).is_err(), "closed");
@@ -223,6 +227,13 @@ fn a_peer_that_is_an_exit_is_cut_off_and_nothing_leaves() {
     three.home().end(Signal::SIGKILL);
     three.home().up();
     assert!(!knows(three.home(), "lab"));
+    // In again, and out again.
+    let (file, key) = (three.home().read("peers/lab.toml"), three.lab.public_key());
+    three.vps().meshd(&["peer", "add", "lab", "--public-key", &key, "--address", "10.88.0.100"]);
+    wait_for("lab is back", secs(5), || knows(three.home(), "lab").then_some(()));
+    assert_ne!(three.home().read("peers/lab.toml"), file, "as vps says now");
+    three.vps().meshd(&["peer", "remove", "lab"]);
+    wait_for("and gone", secs(5), || (!knows(three.home(), "lab")).then_some(()));
     three.home().replace("meshd.toml", "egress = \"lab\"", "egress = \"vps\"");
     three.home().meshd(&["reload"]);
     wait_for("the file goes", secs(5), || (!has_file(three.home(), "lab")).then_some(()));
@@ -327,7 +338,15 @@ fn a_new_inviter_is_shown_and_waits_for_the_operators_word() {
     // home has a peer of its own, of whom the others hear.
     let key = PrivateKey::from_bytes([50; 32]).public_key().to_string();
     three.home().meshd(&[
-        "peer", "add", "lab2", "--public-key", &key, "--address", "10.88.0.5", "--subnet", "10.89.50.0/24",
+        "peer",
+        "add",
+        "lab2",
+        "--public-key",
+        &key,
+        "--address",
+        "10.88.0.5",
+        "--subnet",
+        "10.89.50.0/24",
     ]);
     let line = "home would introduce lab2 (10.88.0.5; 10.89.50.0/24)";
     for host in [three.vps(), &three.lab] {
@@ -347,7 +366,9 @@ fn a_new_inviter_is_shown_and_waits_for_the_operators_word() {
     assert!(knows(three.vps(), "lab2"));
     // What it brings follows what it says.
     three.home().meshd(&["peer", "remove", "lab2"]);
-    wait_for("vps forgets lab2", secs(5), || (!has_file(three.vps(), "lab2") && !knows(three.vps(), "lab2")).then_some(()));
+    wait_for("vps forgets lab2", secs(5), || {
+        (!has_file(three.vps(), "lab2") && !knows(three.vps(), "lab2")).then_some(())
+    });
     three.home().meshd(&["peer", "add", "lab2", "--public-key", &key, "--address", "10.88.0.5"]);
     wait_for("vps knows lab2", secs(5), || knows(three.vps(), "lab2").then_some(()));
     three.vps().meshd(&["peer", "trust", "home", "--revoke"]);

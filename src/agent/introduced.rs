@@ -33,6 +33,9 @@ impl Running {
     /// What does not fit comes back; an error is why nothing could be done.
     async fn follow_rosters(&self) -> Result<Vec<String>, Vec<String>> {
         let (config, rosters) = (self.config(), Arc::new(self.rosters.all()));
+        if self.rosters.misses_somebody(&config) {
+            self.reload().await.map_err(|problem| problem.errors)?;
+        }
         if let Some(skipped) = nothing_to_do(&config, &rosters) {
             return Ok(skipped);
         }

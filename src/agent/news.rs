@@ -2,7 +2,7 @@
 //!
 //! 1. A change of the configuration makes another roster of this host, which is on disk before anybody is told.
 //! 2. Peers that are agents and trusted hosts are told which rosters this one holds: at once when one has changed, when
-//!    their session comes up, and every minute. What they hold newer is fetched. So a host hears of a change also from
+//!    their session comes up, and every five minutes. What they hold newer is fetched. So a host hears of a change also from
 //!    others than the inviter.
 //! 3. A roster that a trusted inviter has signed is kept, and who is not in it any more has no session from then on,
 //!    whatever comes of the next step. An older one is not taken.
@@ -32,8 +32,9 @@ use crate::tunnel::{PeerSettings, PeerState};
 
 /// How often is looked whose session came up.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between two exchanges of digests when nothing has changed.
-const AGAIN: Duration = Duration::from_secs(60);
+/// Between two exchanges of digests when nothing has changed: a session that nobody else uses has ended by then
+/// (REJECT_AFTER_TIME of the whitepaper is 180 seconds), and is not kept up by them.
+const AGAIN: Duration = Duration::from_secs(300);
 /// Peers that are told at a time.
 const TALKS: usize = 32;
 /// Parts of a document that are asked for at a time: a peer has 20 letters at once.
@@ -56,6 +57,8 @@ struct Held {
     version: u64,
     /// What peers said they hold and this host may want.
     offered: HashMap<PublicKey, Vec<Digest>>,
+    /// Those whom the tunnel does without though the files name them.
+    cut: HashSet<PublicKey>,
     /// Peers that have removed this host.
     left: HashSet<PublicKey>,
     /// What could not be followed, and why.
@@ -94,6 +97,14 @@ impl Rosters {
     pub(super) fn retain(&self, config: &Config, peers: &mut Vec<PeerSettings>) {
         let gone = self.dismissed(config);
         peers.retain(|peer| !gone.contains(&peer.public_key));
+        self.held().cut = gone;
+    }
+
+    /// Whether the tunnel does without somebody who is in again.
+    pub(super) fn misses_somebody(&self, config: &Config) -> bool {
+        let gone = self.dismissed(config);
+        let held = self.held();
+        config.peers.iter().any(|peer| held.cut.contains(&peer.public_key) && !gone.contains(&peer.public_key))
     }
 
     fn dismissed(&self, config: &Config) -> HashSet<PublicKey> {
@@ -253,6 +264,7 @@ impl Running {
             let held = self.rosters.held();
             (held.version, held.offered.keys().copied().collect::<Vec<_>>())
         };
+        let invited = config.peers.iter().any(|peer| peer.inviter_key.is_some());
         let mut due = Vec::new();
         for snapshot in &snapshots {
             let key = snapshot.settings.public_key;
@@ -265,7 +277,7 @@ impl Running {
             told.deaf &= !came_up && !snapshot.agent;
             told.at = told.at.filter(|_| !came_up);
             // At the start also those without a session: who was removed meanwhile may call before they do.
-            let first = told.at.is_none() && snapshot.settings.endpoint.is_some();
+            let first = invited && told.at.is_none() && snapshot.settings.endpoint.is_some();
             let news = told.version.is_some_and(|told| told < version) || offers.contains(&key);
             let long_ago = told.at.is_none_or(|at| now - at >= AGAIN);
             let wanted = first || (up && !told.deaf && (news || long_ago));
@@ -334,6 +346,7 @@ impl Running {
             return;
         }
         for key in self.rosters.dismissed(&config) {
+            self.rosters.held().cut.insert(key);
             if self.device.remove_peer(&key, Instant::now()) {
                 tracing::info!(peer = self.name_of(&key), inviter = self.name_of(&inviter), "removed by its inviter");
             }
@@ -371,7 +384,7 @@ impl Running {
             }
             Request::Removed => {
                 self.rosters.held().left.insert(letter.peer);
-                Some(Vec::new())
+                None
             }
         }
     }
