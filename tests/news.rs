@@ -101,7 +101,7 @@ fn private_key(host: &Host) -> PrivateKey {
 }
 
 fn hex(key: &PublicKey) -> String {
-    key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+    key.as_bytes().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn has_file(host: &Host, peer: &str) -> bool {

@@ -48,7 +48,7 @@ fn folder(state: &Path) -> PathBuf {
 }
 
 fn place(state: &Path, inviter: &PublicKey) -> PathBuf {
-    let hex: String = inviter.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = inviter.as_bytes().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     folder(state).join(format!("{hex}.roster"))
 }
 

@@ -107,7 +107,7 @@ fn what_is_not_the_inviters_is_not_touched() {
         (vec![vps()], Member { subnets: vec!["0.0.0.0/0".parse().unwrap()], ..member("lab", 3) }, Some("all traffic")),
         (vec![vps()], Member { endpoint: Some("no port".into()), ..member("lab", 3) }, Some("HOST:PORT")),
     ] {
-        let Steps { steps, skipped } = follow(&peers, &[member.clone()]);
+        let Steps { steps, skipped } = follow(&peers, std::slice::from_ref(&member));
         assert_eq!(steps, [], "{member:?}");
         match why {
             None => assert_eq!(skipped, [""; 0]),
