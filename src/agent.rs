@@ -18,10 +18,12 @@ mod endpoints;
 mod enroll;
 mod exam;
 pub mod guard;
+mod introduced;
 pub mod join;
 mod leaks;
 mod mail;
 mod measure;
+mod news;
 mod path;
 mod rotate;
 mod running;
@@ -51,6 +53,7 @@ use endpoints::Endpoints;
 use enroll::Invitations;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
+use news::Rosters;
 use path::Paths;
 use rotate::Rotations;
 use running::{Changing, Running, Shown};
@@ -108,7 +111,9 @@ pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
     runtime()?.block_on(async {
         let mut reconciler =
             Reconciler::new(&dirs.state, &config.host.interface).map_err(|error| failure("plan", &error))?;
-        reconciler.plan(&config).await.map(running::planned).map_err(|error| failure("plan", &error))
+        let planned = reconciler.plan(&config).await.map(running::planned);
+        let introductions = Rosters::load(&dirs.state).introductions(&config);
+        planned.map(|plan| api::Plan { introductions, ..plan }).map_err(|error| failure("plan", &error))
     })
 }
 
@@ -170,6 +175,8 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.serve_guests() => {}
         () = running.tend_invitations() => {}
         () = running.follow_rotations() => {}
+        () = running.exchange_news() => {}
+        () = running.follow_news() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -193,8 +200,9 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     })?;
     let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
     reconciler.set_listen_port(udp[0].port());
+    let rosters = Rosters::load(&dirs.state);
     let built = tokio::select! {
-        built = build(&mut reconciler, config, udp) => built,
+        built = build(&mut reconciler, config, udp, &rosters) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
     };
     let (device, dataplane, endpoints, exits, outcome) = match built {
@@ -225,13 +233,19 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         directs: Directs::default(),
         invitations: Invitations::new(dirs.state.clone()),
         rotations: Rotations::default(),
+        rosters,
         ending: watch::channel(false).0,
     })
 }
 
 type Built = (Arc<Device>, Dataplane, Endpoints, Exits, host::Outcome);
 
-async fn build(reconciler: &mut Reconciler, config: &Arc<Config>, udp: Vec<Udp>) -> Result<Built, Failure> {
+async fn build(
+    reconciler: &mut Reconciler,
+    config: &Arc<Config>,
+    udp: Vec<Udp>,
+    rosters: &Rosters,
+) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
     let tun = Tun::create(&config.host.interface, udp.len(), udp[0].offloads())
         .map_err(|error| no_interface(&config.host.interface, &error))?;
@@ -241,7 +255,9 @@ async fn build(reconciler: &mut Reconciler, config: &Arc<Config>, udp: Vec<Udp>)
     device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
     let exits = Exits::new(Arc::clone(config), now);
-    let settings = Settings { peers: endpoints.settings(config).await, local: exits.local() };
+    let mut peers = endpoints.settings(config).await;
+    rosters.retain(config, &mut peers);
+    let settings = Settings { peers, local: exits.local() };
     device.configure(&config.private_key, &settings, now);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
         .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;

@@ -7,6 +7,7 @@
 
 mod edit;
 pub mod invitations;
+pub mod news;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

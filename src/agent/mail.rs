@@ -166,6 +166,7 @@ impl Running {
             Kind::Doctor => self.examined(&letter).await,
             Kind::Direct => self.directed(&letter).await.map(|body| (0, body)),
             Kind::Rotate => self.rotated(&letter).await,
+            Kind::News => self.take_news(&letter).map(|body| (0, body)),
             _ => None,
         };
         if let Some((size, body)) = answer {
@@ -185,7 +186,7 @@ impl Running {
         }
     }
 
-    fn post(&self, letter: &Letter) {
+    pub(super) fn post(&self, letter: &Letter) {
         self.send(|outbox, now| self.device.post(letter, outbox, now));
     }
 

@@ -15,13 +15,14 @@ use super::egress::Exits;
 use super::endpoints::Endpoints;
 use super::enroll::Invitations;
 use super::mail::Mail;
+use super::news::Rosters;
 use super::path::Paths;
 use super::rotate::Rotations;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
 use crate::host::{self, News, Reconciler, Rivals};
-use crate::key::{PrivateKey, PublicKey};
+use crate::key::{PrivateKey, PublicKey, SigningKey};
 use crate::store;
 use crate::tunnel::{Device, PeerSnapshot, Settings};
 
@@ -56,6 +57,8 @@ pub(super) struct Running {
     pub(super) invitations: Invitations,
     /// Of keys.
     pub(super) rotations: Rotations,
+    /// What inviters say of the mesh.
+    pub(super) rosters: Rosters,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -171,7 +174,9 @@ impl Running {
                 return Err(problem(&error));
             }
         };
-        let peers = self.endpoints.lock().await.settings(new).await;
+        let mut peers = self.endpoints.lock().await.settings(new).await;
+        self.rosters.retain(new, &mut peers);
+        self.bid_farewell(new);
         self.device.set_mtu(new.host.mtu);
         self.device.set_copy_dscp(new.host.copy_dscp);
         {
@@ -191,6 +196,7 @@ impl Running {
             format!("{sign} {}", change.summary())
         }));
         *self.shown() = Shown { config: Arc::clone(new), warnings: outcome.warnings.clone() };
+        self.rosters.configured();
         Ok(api::Reloaded { changes, warnings: outcome.warnings })
     }
 
@@ -281,11 +287,13 @@ impl control::Agent for Running {
         warnings.extend(self.path_warnings());
         warnings.extend(self.invitation_warnings().await);
         warnings.extend(self.rotation_warnings());
+        warnings.extend(self.news_warnings());
         api::Status {
             name: config.host.name.clone(),
             interface: config.host.interface.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             public_key: self.device.public_key(),
+            inviter_key: SigningKey::of(&config.private_key).verifying_key().to_string(),
             listen_port: control::Agent::listen_port(self),
             mtu: config.host.mtu,
             addresses: config.host.addresses.clone(),
@@ -305,7 +313,9 @@ impl control::Agent for Running {
     async fn plan(&self) -> Result<api::Plan, api::Problem> {
         let config = store::load(&self.config_dir).map_err(|error| refused(&error))?;
         let mut changing = self.changing.lock().await;
-        changing.reconciler.plan(&config).await.map(planned).map_err(|error| problem(&error))
+        let introductions = self.rosters.introductions(&config);
+        let planned = changing.reconciler.plan(&config).await.map(planned);
+        planned.map(|plan| api::Plan { introductions, ..plan }).map_err(|error| problem(&error))
     }
 
     async fn down(&self, keep_guard: bool) -> Result<(), api::Problem> {
@@ -370,7 +380,7 @@ pub(super) fn planned(outcome: host::Outcome) -> api::Plan {
             command: change.to_string(),
         })
         .collect();
-    api::Plan { changes, warnings: outcome.warnings }
+    api::Plan { changes, warnings: outcome.warnings, introductions: Vec::new() }
 }
 
 fn refused(error: &store::Error) -> api::Problem {

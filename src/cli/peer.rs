@@ -1,4 +1,4 @@
-//! `meshd peer`: add, list, show, remove, export, rotate, and invitations.
+//! `meshd peer`: add, list, show, remove, export, rotate, trust, and invitations.
 
 mod add;
 mod client;
@@ -10,6 +10,7 @@ mod list;
 mod remove;
 mod rotate;
 mod ssh;
+mod trust;
 
 use clap::Subcommand;
 
@@ -53,6 +54,8 @@ enum Command {
     Remove(remove::Args),
     /// Agree on new keys over the live session; no packet is lost
     Rotate(rotate::Args),
+    /// Let a peer introduce others, or no more
+    Trust(trust::Args),
 }
 
 /// Runs the command.
@@ -67,6 +70,7 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         Command::Approve(args) => invites::approve(args, dirs),
         Command::Remove(args) => remove::run(args, dirs, running::reload),
         Command::Rotate(args) => rotate::run(args, dirs),
+        Command::Trust(args) => trust::run(args, dirs, running::reload),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::page::{self, Colour};
 use super::{Dirs, Failure, ask};
-use crate::control::api::Plan;
+use crate::control::api::{Introduction, Plan};
 use crate::control::client::{Client, ClientError};
 
 /// Show what would change on this host; change nothing.
@@ -40,8 +40,9 @@ fn json(plan: &Plan) -> Result<String, Failure> {
 }
 
 fn render(plan: &Plan, colour: bool) -> String {
+    let introductions: String = plan.introductions.iter().map(introduction).collect();
     if plan.changes.is_empty() {
-        return "nothing to change\n".to_owned();
+        return format!("nothing to change\n{introductions}");
     }
     let line = |change: &crate::control::api::PlannedChange| {
         let (sign, shade) = if change.action == "remove" { ('-', Colour::Red) } else { ('+', Colour::Green) };
@@ -49,7 +50,14 @@ fn render(plan: &Plan, colour: bool) -> String {
             change.command.lines().map(|line| format!("{sign} {}", page::printable(&line.replace('\t', "    "))));
         lines.map(|line| page::paint(&line, shade, colour) + "\n").collect::<String>()
     };
-    plan.changes.iter().map(line).collect()
+    let changes: String = plan.changes.iter().map(line).collect();
+    changes + &introductions
+}
+
+/// What waits for the operator's word, and so is neither added nor removed.
+fn introduction(introduction: &Introduction) -> String {
+    let line = page::printable(&introduction.describe());
+    format!("? {line}; accept with: meshd peer trust {}\n", page::printable(&introduction.inviter))
 }
 
 #[cfg(test)]
@@ -66,10 +74,26 @@ mod tests {
         };
         let plan = Plan {
             changes: vec![change("add", "ip rule add iif br0 lookup 8820"), change("remove", "ip route del\x1b[2J")],
-            warnings: vec![],
+            ..Plan::default()
         };
         assert_eq!(render(&plan, false), "+ ip rule add iif br0 lookup 8820\n- ip route del\\u{1b}[2J\n");
         assert!(render(&plan, true).starts_with("\x1b[32m+ ip rule add iif br0 lookup 8820\x1b[0m\n\x1b[31m-"));
         assert_eq!(render(&Plan::default(), true), "nothing to change\n");
+        let introductions = vec![Introduction {
+            inviter: "home".into(),
+            inviter_key: String::new(),
+            peers: vec![crate::control::api::Introduced {
+                name: "lab2".into(),
+                public_key: crate::control::fake::peer_key(5),
+                addresses: vec!["10.88.0.5".parse().unwrap()],
+                subnets: vec!["10.89.5.0/24".parse().unwrap()],
+                client: false,
+            }],
+        }];
+        assert_eq!(
+            render(&Plan { introductions, ..Plan::default() }, false),
+            "nothing to change\n? home would introduce lab2 (10.88.0.5; 10.89.5.0/24); \
+             accept with: meshd peer trust home\n"
+        );
     }
 }

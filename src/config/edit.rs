@@ -5,8 +5,8 @@ mod bridge;
 use toml_edit::{Array, DocumentMut, Item, Table, TomlError, Value};
 
 use super::{Peer, quote};
-pub use bridge::{add_bridge, default_egress, is_written, set_addresses, widen_bridge};
 use crate::key::PresharedKey;
+pub use bridge::{add_bridge, default_egress, is_written, set_addresses, widen_bridge};
 
 /// A peer's whole file. Its preshared key is written into it, so the file is a secret.
 pub fn peer(peer: &Peer) -> String {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::bench::Report;
 pub use crate::doctor::exam::Examined;
 use crate::key::PublicKey;
+pub use crate::mesh::introduce::{Introduced, Introduction};
 use crate::tunnel::PeerState;
 
 /// `meshd status --json`.
@@ -21,6 +22,9 @@ pub struct Status {
     pub version: String,
     /// This host's identity.
     pub public_key: PublicKey,
+    /// What its news of the mesh are signed with, in base64.
+    #[serde(default)]
+    pub inviter_key: String,
     /// The UDP port in use.
     pub listen_port: u16,
     /// Of the tunnel, in bytes.
@@ -190,6 +194,9 @@ pub struct Plan {
     pub changes: Vec<PlannedChange>,
     /// As in [`Status`].
     pub warnings: Vec<String>,
+    /// What peers would bring that may not introduce others yet: `meshd peer trust`.
+    #[serde(default)]
+    pub introductions: Vec<Introduction>,
 }
 
 /// One change of [`Plan`].

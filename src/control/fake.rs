@@ -29,6 +29,7 @@ pub(crate) fn status() -> api::Status {
         interface: "mesh0".to_owned(),
         version: "0.1.0".to_owned(),
         public_key: peer_key(100),
+        inviter_key: "wZ3oKq0Jv0sZ1b8l0cQhO8z7Jt1Q3m1n2mX8cQk5r3w=".to_owned(),
         listen_port: 51820,
         mtu: 1420,
         addresses: nets(&["10.88.0.2/24", "fd88::2/64"]),
@@ -139,7 +140,7 @@ impl Agent for FakeAgent {
             kind: "rule".to_owned(),
             command: "ip rule add iif br0 lookup 8820".to_owned(),
         };
-        std::future::ready(Ok(api::Plan { changes: vec![change], warnings: vec![] }))
+        std::future::ready(Ok(api::Plan { changes: vec![change], ..api::Plan::default() }))
     }
 
     fn down(&self, keep_guard: bool) -> impl Future<Output = Result<(), api::Problem>> + Send {

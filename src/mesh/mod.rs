@@ -1,6 +1,8 @@
 //! What hosts know of each other beyond the peers that an operator wrote down. Pure: no I/O, and `now` is an argument.
 
 pub mod direct;
+pub mod introduce;
+pub mod news;
 pub mod rotate;
 
 use std::net::IpAddr;

@@ -55,6 +55,9 @@ struct Shown<'a> {
     allow: Option<Vec<String>>,
     /// Whether there is one.
     preshared_key: bool,
+    via: Option<&'a str>,
+    introduced_by: Option<&'a str>,
+    inviter_key: Option<String>,
 }
 
 impl<'a> Shown<'a> {
@@ -70,6 +73,9 @@ impl<'a> Shown<'a> {
             client: peer.client,
             allow: peer.allow.as_ref().map(|items| items.iter().map(ToString::to_string).collect()),
             preshared_key: peer.preshared_key.is_some(),
+            via: peer.via.as_deref(),
+            introduced_by: peer.introduced_by.as_deref(),
+            inviter_key: peer.inviter_key.map(|key| key.to_string()),
         }
     }
 }
@@ -111,6 +117,9 @@ pub fn show(args: Show, dirs: &Dirs) -> Result<(), Failure> {
         ["client", if shown.client { "yes" } else { "no" }].map(String::from),
         ["may reach".into(), may_reach(peer)],
         ["keepalive".into(), shown.persistent_keepalive.map_or_else(|| "-".into(), |seconds| format!("{seconds} s"))],
+        ["reached via", shown.via.unwrap_or("-")].map(String::from),
+        ["introduced by", shown.introduced_by.unwrap_or("-")].map(String::from),
+        ["introduces others", if shown.inviter_key.is_some() { "yes" } else { "no" }].map(String::from),
     ];
     print(&columns(&rows))
 }

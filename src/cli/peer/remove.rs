@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use super::super::{Dirs, Failure, print};
-use super::{Reload, invites, outcome, unknown};
+use super::{Reload, invites, outcome, trust, unknown};
 use crate::config::{self, Files, edit};
 use crate::store::{self, Layout};
 
@@ -27,6 +27,9 @@ pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> 
     let mut files = store::read(&dirs.config)?;
     if !files.peers.iter().any(|(name, _)| *name == args.name) {
         return Err(unknown(&args.name, files.peers.iter().map(|(name, _)| name.as_str())));
+    }
+    if let Ok(config) = config::parse(&files) {
+        trust::may_be_removed(&config, &args.name)?;
     }
     // Only what the removal itself would break is a reason against it: a folder that is wrong already may need it.
     let before = config::parse(&files).err().unwrap_or_default();

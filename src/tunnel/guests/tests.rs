@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::channel::Letter;
-use crate::key::PrivateKey;
+use crate::key::{NextKeys, PrivateKey};
 use crate::tunnel::{Datagrams, Inbox, Path, Settings};
 
 /// One end of the wire.
@@ -33,6 +33,8 @@ impl Host {
             persistent_keepalive: None,
             allowed_ips: Vec::new(),
             deliver: false,
+            via: None,
+            next: NextKeys::default(),
         };
         let settings = Settings { peers: vec![settings], ..Settings::default() };
         guest.device.configure(&guest.key, &settings, Instant::now());
@@ -162,6 +164,8 @@ fn a_guest_says_nothing_else_and_a_peer_does_not_say_that() {
         persistent_keepalive: None,
         allowed_ips: Vec::new(),
         deliver: false,
+        via: None,
+        next: NextKeys::default(),
     };
     inviter.device.set_peer(peer, Instant::now());
     let mut guest = Host::guest(2, 1002, &inviter);
