@@ -171,6 +171,9 @@ impl Running {
     /// Applies what the configuration folder holds now.
     pub(super) async fn reload_files(&self) -> Result<api::Reloaded, api::Problem> {
         let mut changing = self.changing.lock().await;
+        if changing.down {
+            return Err(api::Problem { refused: false, errors: vec!["the agent ends".into()], remedy: None });
+        }
         let config = Arc::new(store::load(&self.config_dir).map_err(|error| refused(&error))?);
         let reloaded = self.apply(&mut changing, &config).await?;
         for change in &reloaded.changes {

@@ -34,6 +34,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::printable;
 pub use crate::failure::Failure;
+use crate::host;
 pub use crate::store::Dirs;
 
 /// Joins this host's container bridges with those of other hosts over WireGuard
@@ -102,9 +103,7 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // Keys and tokens are in this memory: no core file, whatever the limits are. Should the kernel not know how, there is
-    // nobody to tell.
-    let _ = nix::sys::prctl::set_dumpable(false);
+    host::process::keep_secrets();
     let parsed = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
         Ok(cli) => run(cli),

@@ -34,7 +34,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Invite a host, or add a device or a host whose key is known
-    Add(add::Args),
+    Add(Box<add::Args>),
     /// Show all peers as configured
     List(list::List),
     /// Show one peer as configured
@@ -54,7 +54,7 @@ enum Command {
 /// Runs the command.
 pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     match args.command {
-        Command::Add(args) => add::run(args, dirs, running::reload),
+        Command::Add(args) => add::run(*args, dirs, running::reload),
         Command::List(args) => list::list(args, dirs),
         Command::Show(args) => list::show(args, dirs),
         Command::Export(args) => export::run(args, dirs),

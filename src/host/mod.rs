@@ -27,6 +27,7 @@ mod news;
 mod nft;
 mod packet_socket;
 mod path_mtu;
+pub mod process;
 mod program;
 mod rivals;
 mod snapshot;

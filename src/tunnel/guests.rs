@@ -214,3 +214,6 @@ impl Device {
         peer.lock().say(&packet[..len.next_multiple_of(PADDING)], out, now)
     }
 }
+
+#[cfg(test)]
+mod tests;

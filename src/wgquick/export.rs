@@ -39,7 +39,8 @@ pub fn export(config: &Config, with_private_key: bool) -> Conf {
 pub fn for_peer(config: &Config, peer: &config::Peer) -> Conf {
     let host = &config.host;
     let in_mesh = |addr: &IpAddr| {
-        let net = host.addresses.iter().find(|net| net.contains(addr));
+        // A host has the mesh as its network, a device has itself.
+        let net = host.addresses.iter().find(|net| !peer.client && net.contains(addr));
         net.and_then(|net| IpNet::new(*addr, net.prefix_len()).ok()).unwrap_or(IpNet::from(*addr))
     };
     let carried = host.exit.as_ref().is_some_and(|exit| exit.peers.contains(&peer.name));

@@ -122,7 +122,7 @@ fn names(peers: &[Peer]) -> Vec<String> {
 
 fn meshd_toml(conf: &Conf, wanted: &Wanted<'_>, addresses: &[IpNet], egress: &[&str], names: &[String]) -> String {
     let interface = &conf.interface;
-    let mut text = format!(
+    let mut blocks = vec![format!(
         "# meshd on this host, from a file of wg-quick. `meshd plan` shows what an edit\n\
          # would change, `meshd reload` applies it. The peers are in peers/.\n\n\
          name = {}\n\
@@ -137,25 +137,20 @@ fn meshd_toml(conf: &Conf, wanted: &Wanted<'_>, addresses: &[IpNet], egress: &[&
         string(DEFAULT_INTERFACE),
         interface.listen_port.unwrap_or(0),
         interface.mtu.unwrap_or(DEFAULT_MTU),
-    );
-    for (name, subnets) in wanted.bridges {
-        text.push_str(&format!(
-            "\n[[bridge]]\nname = {}\nsubnets = {}\negress = {}\n",
-            string(name),
-            list(subnets),
-            egress.first().map_or_else(|| string("direct"), |name| string(name)),
-        ));
-    }
+    )];
+    blocks.extend(wanted.bridges.iter().map(|(name, subnets)| {
+        let egress = egress.first().unwrap_or(&"direct");
+        let (name, subnets, egress) = (string(name), list(subnets), string(egress));
+        format!("\n[[bridge]]\nname = {name}\nsubnets = {subnets}\negress = {egress}\n")
+    }));
     if let Some(hook) = interface.hooks.iter().find(|hook| masquerades(hook)) {
-        text.push_str(&format!(
-            "\n# Without the # these peers reach the internet through this host.\n# [exit]\n# peers = {}\n",
-            list(names),
+        let peers = list(names);
+        blocks.push(format!(
+            "\n# Without the # these peers reach the internet through this host.\n# [exit]\n# peers = {peers}\n"
         ));
-        if let Some(device) = way_out(&hook.command) {
-            text.push_str(&format!("# interface = {}\n", string(&device)));
-        }
+        blocks.extend(way_out(&hook.command).map(|device| format!("# interface = {}\n", string(&device))));
     }
-    text
+    blocks.concat()
 }
 
 fn notes(conf: &Conf, wanted: &Wanted<'_>, egress: &[&str]) -> Vec<String> {

@@ -26,7 +26,7 @@ pub fn parse(source: &SourceFile) -> Result<Conf, Vec<Problem>> {
         return Err(problem(1, format!("larger than {} KiB; no configuration is", MAX_FILE >> 10)));
     }
     let text = std::str::from_utf8(&source.text).map_err(|error| {
-        let line = 1 + source.text[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        let line = source.text[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
         problem(line, "not UTF-8; expected a text as wg-quick has it".into())
     })?;
     let mut problems = Problems::default();
@@ -87,9 +87,6 @@ impl Reader {
         self.names.extend(comment.and_then(sound_name));
         let stripped = stripped.trim();
         if stripped.is_empty() {
-            if comment.is_none() {
-                self.name_peer();
-            }
             return Ok(());
         }
         if stripped.starts_with('[') {
@@ -116,7 +113,7 @@ impl Reader {
         if header.eq_ignore_ascii_case("[Interface]") {
             self.section = Section::Interface;
         } else if header.eq_ignore_ascii_case("[Peer]") {
-            let name = names.into_iter().next();
+            let name = names.into_iter().next_back();
             self.section = Section::Peer(Unfinished { line: self.at, name, ..Unfinished::default() });
         } else {
             return Err(format!("section {}: expected [Interface] or [Peer]", quote(header)));
@@ -124,7 +121,7 @@ impl Reader {
         Ok(())
     }
 
-    /// What was said by comments is about the peer that they stand in, unless it has begun: then it is about nobody.
+    /// What comments above a key said is about the peer that they stand in, unless it had a key before them.
     fn name_peer(&mut self) {
         let name = self.names.drain(..).next();
         if let Section::Peer(peer) = &mut self.section

@@ -9,6 +9,7 @@ pub mod firewalls;
 pub mod host;
 pub mod inviter;
 pub mod join;
+pub mod joiner;
 pub mod nat;
 pub mod netns;
 pub mod other;

@@ -105,7 +105,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+pub fn run(args: Args, dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), Failure> {
     if let (Some(target), true) = (&args.ssh, args.name.is_empty()) {
         return ssh::run(&args, target, dirs, reload);
     }

@@ -58,7 +58,7 @@ impl Flags {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), Failure> {
     for (flag, given, why) in [
         ("--endpoint", args.endpoint.is_some(), "a device calls this host"),
         ("--subnet", !args.subnets.is_empty(), "nothing is behind a device"),
@@ -89,22 +89,25 @@ pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload) -> Result<(), Failure>
     let mut written = Written::default();
     shown.write(args, &mut written)?;
     let undo = edit.write()?;
-    let finished = reload(dirs).and_then(|reloaded| {
-        conf::print_once(&shown.text)?;
-        Ok(reloaded)
-    });
-    match finished {
-        Ok(reloaded) => {
-            written.keep();
-            conf::say(&said(args, &config, &peer, reloaded.as_ref(), &shown));
-            Ok(())
-        }
-        Err(mut failure) => {
+    let refused = |mut failure: Failure| {
+        failure.errors.push(format!("peer {}: not added", args.name));
+        failure
+    };
+    let reloaded = match reload(dirs) {
+        Ok(reloaded) => reloaded,
+        Err(failure) => {
             undo.undo()?;
-            failure.errors.push(format!("peer {}: not added", args.name));
-            Err(failure)
+            return Err(refused(failure));
         }
+    };
+    if let Err(failure) = conf::print_once(&shown.text) {
+        undo.undo()?;
+        reload(dirs)?;
+        return Err(refused(failure));
     }
+    written.keep();
+    conf::say(&said(args, &config, &peer, reloaded.as_ref(), &shown));
+    Ok(())
 }
 
 /// The peer's file and the device's.

@@ -25,6 +25,8 @@ const LONGEST: u64 = 30 * 24 * 3600;
 
 /// Arguments of `meshd peer add` that are for invitations only.
 #[derive(Debug, Default, clap::Args)]
+// clap would call the group by the name of the type, which the flags of devices have too.
+#[group(skip)]
 pub struct Flags {
     /// Invite it: this host carries the egress of its bridges
     #[arg(long, conflicts_with_all = ["public_key", "client", "from"])]

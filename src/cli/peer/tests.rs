@@ -17,7 +17,7 @@ fn host() -> (tempfile::TempDir, Dirs) {
     (folder, dirs)
 }
 
-fn add(dirs: &Dirs, reload: impl Reload) -> Result<(), Failure> {
+fn add(dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), Failure> {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
