@@ -7,13 +7,12 @@ use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use meshd::channel::{Kind, Message};
 use meshd::config::value;
 use meshd::enroll::exchange::Redeem;
 use meshd::enroll::token::Token;
 use meshd::enroll::{preshared_key, throwaway_key};
-use meshd::key::{NextKeys, PrivateKey};
-use meshd::tunnel::{Datagrams, Device, Inbox, Outbox, Path, PeerSettings, Settings};
+use meshd::key::PrivateKey;
+use meshd::tunnel::{Datagrams, Device, Inbox, Outbox, Path};
 
 use super::netns::Namespace;
 
@@ -72,18 +71,9 @@ fn serve(
     stop: &AtomicBool,
     mut say: impl FnMut(Redeem) -> Option<Vec<u8>>,
 ) {
-    let device = Device::new(key.clone(), 1420, Instant::now());
-    let joiner = PeerSettings {
-        public_key: throwaway_key(&token.secret, &token.inviter).public_key(),
-        preshared_key: Some(preshared_key(&token.secret, &token.inviter)),
-        endpoint: None,
-        persistent_keepalive: None,
-        allowed_ips: Vec::new(),
-        deliver: false,
-        via: None,
-        next: NextKeys::default(),
-    };
-    device.configure(&key, &Settings { peers: vec![joiner], ..Settings::default() }, Instant::now());
+    let device = Device::new(key, 1420, Instant::now());
+    let guest = throwaway_key(&token.secret, &token.inviter).public_key();
+    device.invite([(guest, preshared_key(&token.secret, &token.inviter))]);
     let (mut outbox, mut inbox, mut buffer) = (Outbox::new(), Inbox::new(), [0; 2048]);
     let mut context = Context::from_waker(Waker::noop());
     while !stop.load(Ordering::Relaxed) {
@@ -96,11 +86,9 @@ fn serve(
             }
             inbox.clear();
         }
-        while let Poll::Ready(letter) = device.agents.poll_letter(&mut context) {
-            assert_eq!(letter.kind, Kind::Enroll, "a throwaway key says nothing else");
+        while let Poll::Ready(letter) = device.guests.poll_letter(&mut context) {
             if let Some(body) = say(Redeem::parse(&letter.body).expect("a redeem")) {
-                let message = Message { kind: Kind::Enroll, answer: true, id: letter.id, body: &body };
-                device.say(&letter.peer, &message, &mut outbox, now);
+                device.answer_guest(&letter.from, letter.id, &body, &mut outbox, now);
             }
         }
         outbox.flush(|run| {

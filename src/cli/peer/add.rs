@@ -56,6 +56,7 @@ Examples:
 pub struct Args {
     /// The peer's name; not needed with --ssh where the other host invites
     #[arg(
+        required = false,
         required_unless_present = "ssh",
         default_value_if("ssh", ArgPredicate::IsPresent, ""),
         hide_default_value = true
