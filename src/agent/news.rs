@@ -131,7 +131,7 @@ impl Rosters {
 
     /// Makes this host's own roster anew if its peers have changed, or its last one is not as high as `above`.
     fn renew(&self, config: &Config, above: Option<u64>) {
-        let (own, key) = (config.private_key.public_key(), SigningKey::of(&config.private_key));
+        let own = config.private_key.public_key();
         let members = mesh::members(config);
         let mut held = self.held();
         let last = held.by.get(&own).map(Signed::roster);
@@ -140,7 +140,7 @@ impl Rosters {
             return;
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        match Signed::new(&key, own, next_serial(high, now), &members) {
+        match Signed::new(&SigningKey::of(&config.private_key), own, next_serial(high, now), &members) {
             Ok(signed) => {
                 self.keep(&signed);
                 held.by.insert(own, signed);
