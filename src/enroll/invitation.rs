@@ -144,9 +144,8 @@ impl Invitation {
             }
             // It may have lost what it was given; who comes later is more likely to have found the token.
             State::Used { .. } if late => Redeemed::Refused(Refusal::Used),
-            State::Used { .. } => Redeemed::Bound,
             State::Bound { .. } if self.lapsed(now) => Redeemed::Refused(Refusal::Expired),
-            State::Bound { .. } => Redeemed::Bound,
+            State::Used { .. } | State::Bound { .. } => Redeemed::Bound,
             State::Open | State::Waiting { .. } if late => Redeemed::Refused(Refusal::Expired),
             State::Waiting { .. } => Redeemed::Waiting { new: false },
             State::Open if self.approve => {
@@ -282,7 +281,7 @@ fn hash(text: &str) -> String {
 }
 
 fn short(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 mod base64 {

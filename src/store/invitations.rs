@@ -94,21 +94,18 @@ pub fn let_in(
     preshared_key: PresharedKey,
 ) -> Result<String, Error> {
     let name = &invitation.name;
-    let text = match edit.peer(name) {
-        Some(text) => {
-            let peer = edit.config()?.peer(name).cloned();
-            if peer.is_none_or(|peer| peer.public_key != key || peer.preshared_key.is_none()) {
-                let path = format!("peers/{name}.toml");
-                let message = "another peer has this name already".to_owned();
-                return Err(Error::Invalid(vec![Problem { path, line: 1, message }]));
-            }
-            text.to_owned()
+    let text = if let Some(text) = edit.peer(name) {
+        let peer = edit.config()?.peer(name).cloned();
+        if peer.is_none_or(|peer| peer.public_key != key || peer.preshared_key.is_none()) {
+            let path = format!("peers/{name}.toml");
+            let message = "another peer has this name already".to_owned();
+            return Err(Error::Invalid(vec![Problem { path, line: 1, message }]));
         }
-        None => {
-            let text = edit::peer(&invitation.peer(key, Some(preshared_key)));
-            edit.set_peer(name, text.clone())?;
-            text
-        }
+        text.to_owned()
+    } else {
+        let text = edit::peer(&invitation.peer(key, Some(preshared_key)));
+        edit.set_peer(name, text.clone())?;
+        text
     };
     if invitation.egress {
         let host = edit::carry(edit.host(), name).map_err(|error| broken(&error))?;

@@ -84,9 +84,9 @@ fn psk() -> PresharedKey {
     PresharedKey::from_bytes([5; 32])
 }
 
-fn inviter(invited: &[u8]) -> Host {
+fn inviting(keys: &[u8]) -> Host {
     let inviter = Host::new(1, ([192, 0, 2, 1], 51820).into());
-    inviter.device.invite(invited.iter().map(|&seed| (PrivateKey::from_bytes([seed; 32]).public_key(), psk())));
+    inviter.device.invite(keys.iter().map(|&seed| (PrivateKey::from_bytes([seed; 32]).public_key(), psk())));
     inviter
 }
 
@@ -105,7 +105,7 @@ fn settle(inviter: &mut Host, guest: &mut Host) -> usize {
 
 #[test]
 fn holders_of_one_token_are_answered_each_in_its_session() {
-    let mut inviter = inviter(&[2]);
+    let mut inviter = inviting(&[2]);
     let mut guests = [Host::guest(2, 1001, &inviter), Host::guest(2, 1002, &inviter)];
     let key = inviter.key.public_key();
     let letters = guests.each_mut().map(|guest| {
@@ -132,7 +132,7 @@ fn holders_of_one_token_are_answered_each_in_its_session() {
 
 #[test]
 fn a_guest_says_nothing_else_and_a_peer_does_not_say_that() {
-    let mut inviter = inviter(&[2]);
+    let mut inviter = inviting(&[2]);
     let mut guest = Host::guest(2, 1001, &inviter);
     let key = inviter.key.public_key();
     for kind in [Kind::Hello, Kind::Bench, Kind::Probe, Kind::Doctor, Kind::News, Kind::Direct, Kind::Rotate] {
@@ -178,7 +178,7 @@ fn a_guest_says_nothing_else_and_a_peer_does_not_say_that() {
 
 #[test]
 fn a_copied_initiation_takes_no_second_session_and_of_too_many_the_first_goes() {
-    let mut inviter = inviter(&[2]);
+    let mut inviter = inviting(&[2]);
     let mut first = Host::guest(2, 1, &inviter);
     let key = inviter.key.public_key();
     first.ask(&key, Kind::Enroll, false, b"");
@@ -216,7 +216,7 @@ fn a_copied_initiation_takes_no_second_session_and_of_too_many_the_first_goes() 
 #[test]
 fn who_is_not_invited_costs_less_than_a_handshake() {
     const COUNT: u16 = 150;
-    let mut inviter = inviter(&[2]);
+    let mut inviter = inviting(&[2]);
     let key = inviter.key.public_key();
     let initiations = |seed: u8| -> Vec<(SocketAddr, Vec<Vec<u8>>)> {
         (0..COUNT)
@@ -227,7 +227,7 @@ fn who_is_not_invited_costs_less_than_a_handshake() {
             })
             .collect()
     };
-    let (invited, strangers) = (initiations(2), initiations(3));
+    let (guests, strangers) = (initiations(2), initiations(3));
     // The gate is not what is measured: each round has a second of its own.
     let mut cost = |messages: &[(SocketAddr, Vec<Vec<u8>>)]| {
         std::thread::sleep(Duration::from_millis(1010));
@@ -237,8 +237,8 @@ fn who_is_not_invited_costs_less_than_a_handshake() {
         }
         (start.elapsed(), inviter.sent().len())
     };
-    let ((bad, none), (good, answers)) = (cost(&strangers), cost(&invited));
-    let (copies, no_more) = cost(&invited);
+    let ((bad, none), (good, answers)) = (cost(&strangers), cost(&guests));
+    let (copies, no_more) = cost(&guests);
     eprintln!("{COUNT} of strangers {bad:?}, of guests {good:?}, copies of those {copies:?}");
     assert_eq!((none, answers, no_more), (0, COUNT.into(), 0));
     assert!(bad < good / 2 && copies < good, "strangers {bad:?}, guests {good:?}, copies {copies:?}");
