@@ -309,7 +309,8 @@ fn a_peer_that_does_not_fit_is_refused_before_anything_is_written() {
 fn a_peer_that_carries_egress_is_not_removed() {
     let host = Host::home();
     host.ok(&format!("peer add vps --public-key {KEY} --subnet 10.89.1.0/24"));
-    let text = fs::read_to_string(host.path("meshd.toml")).unwrap().replace("egress = \"direct\"", "egress = \"vps\"");
+    let text =
+        fs::read_to_string(host.path("meshd.toml")).unwrap().replace("# egress = \"direct\"", "egress = \"vps\"");
     let line = 1 + text.lines().position(|line| line == "egress = \"vps\"").unwrap();
     fs::write(host.path("meshd.toml"), text).unwrap();
     host.fails(

@@ -84,7 +84,7 @@ fn bad_tokens_are_told_apart_and_leave_no_trace() {
         refused(host, &text[..text.len() - 9], "truncated: ");
         refused(host, &altered, "altered");
         refused(host, &expired, "the token has expired: it was valid until 2026-09-21 14:13:20 UTC, and this host's");
-        refused(host, &"meshd-".repeat(100_000), "not a token");
+        refused(host, &"meshd-".repeat(100_000), "join: the token: ");
     };
     check(&lab.home);
     assert!(!lab.home.config("").exists(), "not even a folder");

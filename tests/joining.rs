@@ -64,7 +64,9 @@ fn one_token_joins_two_hosts_before_and_after_up() {
         }
         everything_works(&lab);
         on_time(if running { "a running agent" } else { "no agent" }, begun);
-        assert!(lab.vps.meshd(&["peer", "invites"]).contains("used"), "the real key's handshake ends it");
+        wait_for("the real key's handshake ends it", secs(5), || {
+            lab.vps.meshd(&["peer", "invites"]).contains("used").then_some(())
+        });
         let before = files(&lab.home.config(""));
         let again = join(&lab.home, &token);
         assert_eq!(files(&lab.home.config("")), before, "{}", describe(&again));

@@ -74,7 +74,8 @@ pub fn join(token: &Token, dirs: &Dirs, reload: impl running::Reload) -> Result<
     let (key, since) = (own.have()?, unix_now());
     let joined = files::write(token, &redeemed, &key, dirs, reload)?;
     let up = match (&joined.reloaded, joined.preshared_key()) {
-        (Some(_), _) => handshake_of_the_agent(dirs, token, since),
+        // Without a change the session stands, and no other begins.
+        (Some(_), _) => handshake_of_the_agent(dirs, token, if joined.written.is_empty() { 0 } else { since }),
         (None, Some(preshared_key)) => join::confirm(&key, token.inviter, preshared_key, redeemed.remote),
         (None, None) => false,
     };

@@ -188,8 +188,7 @@ fn same_addresses(config: &Config, offer: &Offer) -> Result<(), Unfit> {
         list_of_names(&ours),
         list_of_names(&offered)
     );
-    let flags: String = ours.iter().map(|addr| format!(" --address {addr}")).collect();
-    Err(Unfit::new(why).or(again(offer, &flags)))
+    Err(Unfit::new(why).or(again(offer, "--address", &ours)))
 }
 
 /// `meshd.toml` with the bridges and the egress that the offer has and it has not. `text` is that of `config`; `found`
@@ -250,8 +249,8 @@ fn nothing_more(config: &Config, offer: &Offer) -> Result<(), Unfit> {
     };
     let offered = if offer.subnets.is_empty() { "none".into() } else { list_of_names(&offer.subnets) };
     let why = format!("{whose} has {net}, which the token does not offer: its subnets are {offered}");
-    let flags: String = all.iter().map(|(_, net)| format!(" --subnet {net}")).collect();
-    Err(Unfit::new(why).or(again(offer, &flags)))
+    let nets: Vec<&IpNet> = all.iter().map(|(_, net)| *net).collect();
+    Err(Unfit::new(why).or(again(offer, "--subnet", &nets)))
 }
 
 /// The bridge that is to have these subnets: one that has exactly them now, else br0.
@@ -268,18 +267,20 @@ fn new_bridge(subnets: &[IpNet], found: &[Found], notes: &mut Vec<String>) -> St
     }
     match found.iter().find(|found| found.name == USUAL) {
         Some(found) => {
-            notes.push(format!("{USUAL} has {} now; see that its containers fit", list_of_names(&found.subnets)))
+            notes.push(format!("{USUAL} has {} now; see that its containers fit", list_of_names(&found.subnets)));
         }
         None => notes.push(format!("there is no {USUAL} yet; make it, or write another name into [[bridge]]")),
     }
     USUAL.into()
 }
 
-/// The command that gives a token that fits, for the inviter's operator.
-fn again(offer: &Offer, flags: &str) -> String {
+/// The command that gives a token that fits, for the inviter's operator: with this flag for each value.
+fn again<T: fmt::Display>(offer: &Offer, flag: &str, values: &[T]) -> String {
     let egress = if offer.egress { " --egress" } else { "" };
     let (inviter, name) = (&offer.inviter.name, &offer.name);
-    format!("on {inviter}: meshd peer remove {name}; meshd peer add {name}{flags}{egress}; and join with its token")
+    let flags: Vec<String> = values.iter().map(|value| format!("{flag} {value}")).collect();
+    let flags = flags.join(" ");
+    format!("on {inviter}: meshd peer remove {name}; meshd peer add {name} {flags}{egress}; and join with its token")
 }
 
 // As a function that `map_err` takes.
@@ -307,7 +308,7 @@ impl fmt::Display for Utc {
         // No year beyond 9999, as a token may have any number here.
         let seconds = self.0.min(253_402_300_799);
         let (mut days, second) = (seconds / 86_400, seconds % 86_400);
-        let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let mut year = 1970;
         while days >= 365 + u64::from(leap(year)) {
             days -= 365 + u64::from(leap(year));

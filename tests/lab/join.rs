@@ -40,7 +40,7 @@ pub fn joined(host: &Host, token: &str) -> String {
     describe(&output)
 }
 
-/// Every file below a folder with its bytes.
+/// Every folder and regular file below a folder, with its bytes.
 pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let Ok(entries) = fs::read_dir(dir) else { return found };
@@ -48,7 +48,7 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         if path.is_dir() {
             found.insert(path.display().to_string(), Vec::new());
             found.extend(files(&path));
-        } else {
+        } else if path.is_file() {
             found.insert(path.display().to_string(), fs::read(&path).expect("a file"));
         }
     }

@@ -125,12 +125,13 @@ fn ssh(target: &str, words: &[&str]) -> Command {
 fn failed(target: &str, what: &str, code: Option<i32>, said: Vec<String>) -> Failure {
     let line = |line: String| format!("{target}: {}", line.strip_prefix("meshd: ").unwrap_or(&line));
     let mut errors: Vec<String> = said.into_iter().map(line).collect();
-    let (code, why) = match code {
-        Some(SSH_FAILED) => (1, "ssh could not connect, or was refused".to_owned()),
-        Some(127) => (1, format!("{what}: there is no meshd there")),
-        Some(code @ 1..=5) => (code as u8, format!("{what} failed there")),
-        _ => (1, format!("{what} did not come to its end there")),
+    let why = match code {
+        Some(SSH_FAILED) => "ssh could not connect, or was refused".to_owned(),
+        Some(127) => format!("{what}: there is no meshd there"),
+        Some(1..=5) => format!("{what} failed there"),
+        _ => format!("{what} did not come to its end there"),
     };
+    let code = code.and_then(|code| u8::try_from(code).ok()).filter(|code| (1..=5).contains(code)).unwrap_or(1);
     errors.push(format!("{target}: {why}"));
     Failure { code, errors, remedy: Some(format!("ssh {target} meshd status")) }
 }
