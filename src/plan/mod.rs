@@ -2,7 +2,7 @@
 //!
 //! 1. [`desired`] turns a [`Config`] and [`HostFacts`] into a [`DesiredState`]: plain, ordered data.
 //! 2. `host` reads an [`ActualState`]: the part of the kernel's state that is this agent's.
-//! 3. [`diff`] gives the [`Change`]s between them, in the order in which they are safe to apply.
+//! 3. [`diff()`] gives the [`Change`]s between them, in the order in which they are safe to apply.
 //!
 //! # How a packet finds its way
 //!

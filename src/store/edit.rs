@@ -89,13 +89,11 @@ impl<'d> Edit<'d> {
     pub fn set_peer(&mut self, name: &str, text: String) -> Result<(), Error> {
         let path = Layout(self.dir).peer(name);
         let new = SourceFile { path: show(&path), text: text.into() };
-        let old = match self.files.peers.iter_mut().find(|(other, _)| other == name) {
-            Some((_, source)) => Some(std::mem::replace(source, new.clone())),
-            None => {
-                self.files.peers.push((name.to_owned(), new.clone()));
-                None
-            }
-        };
+        let known = self.files.peers.iter_mut().find(|(other, _)| other == name);
+        let old = known.map(|(_, source)| std::mem::replace(source, new.clone()));
+        if old.is_none() {
+            self.files.peers.push((name.to_owned(), new.clone()));
+        }
         self.push(Change { path, mode: 0o600, old, new: Some(new) })
     }
 
