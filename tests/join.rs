@@ -165,7 +165,8 @@ fn hostile_offers_change_no_file() {
     lab.home.append("meshd.toml", "[[lan]]\nsubnet = \"192.168.1.0/24\"\ninterface = \"eth0\"");
     let own: meshd::key::PublicKey = lab.home.public_key().parse().expect("a key");
     let lan = || "192.168.1.0/24".parse().expect("a network");
-    let cases: Vec<(&str, Box<dyn Fn(&mut Offer)>)> = vec![
+    type Spoil = Box<dyn Fn(&mut Offer)>;
+    let cases: Vec<(&str, Spoil)> = vec![
         ("192.168.1.0/24, which the token does not offer", Box::new(|_| {})),
         ("name", Box::new(|offer| offer.name = "../../x".into())),
         ("name", Box::new(|offer| offer.inviter.name = "\u{1b}[2J".into())),

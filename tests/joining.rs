@@ -241,7 +241,7 @@ fn no_secret_is_on_a_command_line_in_a_log_in_state_or_in_a_core() {
         places.push(("peer show", host.meshd(&["peer", "list", "--json"]).into_bytes()));
         for file in ["meshd.log", ""] {
             let dir = if file.is_empty() { host.state_file("") } else { host.run_file("") };
-            places.extend(files(&dir).into_iter().map(|(_, bytes)| ("state and log", bytes)));
+            places.extend(files(&dir).into_values().map(|bytes| ("state and log", bytes)));
         }
     }
     for (what, bytes) in &places {

@@ -1,8 +1,8 @@
 //! The joiner's side of an invitation: redeems a token over a UDP socket of its own, in the process of `meshd join`.
 //!
-//! 1. All addresses of the inviter are called at once with the throwaway key of the token ([`reach`]); the first that
+//! 1. All addresses of the inviter are called at once with the throwaway key of the token (`reach`); the first that
 //!    answers is asked from then on, the others are forgotten.
-//! 2. The offer is asked for in parts, and for as long as the inviter's operator takes to approve ([`Line::offer`]).
+//! 2. The offer is asked for in parts, and for as long as the inviter's operator takes to approve (`Line::offer`).
 //! 3. When all is written and no agent runs here, a handshake of the real key tells the inviter so ([`confirm`]).
 //!
 //! A killed join leaves nothing but what it wrote: the inviter gives the same key the same offer again.

@@ -235,7 +235,8 @@ fn peers_are_as_offered_and_those_behind_the_inviter_are_reached_through_it() {
 
 #[test]
 fn hostile_offers_are_refused_and_hostile_members_left_out() {
-    let cases: &[(&str, fn(&mut Offer))] = &[
+    type Spoil = fn(&mut Offer);
+    let cases: &[(&str, Spoil)] = &[
         ("name", |offer| offer.name = "../home".into()),
         ("name", |offer| offer.name = "\u{1b}[2J".into()),
         ("another host", |offer| offer.inviter.public_key = key(9).public_key()),
