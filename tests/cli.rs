@@ -246,6 +246,9 @@ fn a_peer_is_added_listed_shown_and_removed() {
         "client": false,
         "allow": null,
         "preshared_key": false,
+        "via": null,
+        "introduced_by": null,
+        "inviter_key": null,
     });
     let json = |line: &str| serde_json::from_str::<serde_json::Value>(&host.ok(line)).unwrap();
     assert_eq!(json("peer show vps --json"), expected);
@@ -379,9 +382,9 @@ fn usage_errors_are_one_line_and_a_remedy() {
     );
     host.fails("frobnicate", 2, &["meshd: usage: unrecognized subcommand 'frobnicate'", "try: meshd --help"]);
     host.fails(
-        "peer add vps",
+        "peer add",
         2,
-        &["meshd: usage: peer add: one of --public-key, --client and --from says whom", "try: meshd peer add --help"],
+        &["meshd: usage: the following required arguments were not provided: <NAME>", "try: meshd peer add --help"],
     );
     for line in ["", "peer"] {
         let said = host.run(line);
@@ -416,9 +419,7 @@ fn help_has_examples_and_names_only_what_exists() {
     ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
-    for later in ["join", "attach", "rotate"] {
-        assert!(!help.contains(&format!("\n  {later} ")), "{later}: {help}");
-    }
+    assert!(!help.contains("\n  attach "), "{help}");
     for line in [
         "init",
         "up",

@@ -200,5 +200,5 @@ fn a_disk_that_turns_read_only_keeps_bridges_closed() {
     remount("rw");
     lab.home.down();
     before.assert_same(&Snapshot::of(&lab.home), "down again");
-    assert_eq!(state(&lab, "ls -A"), "guard.nft\n");
+    assert_eq!(state(&lab, "ls -A"), "guard.nft\nnews\n");
 }

@@ -112,7 +112,10 @@ impl Rosters {
     }
 
     pub(super) fn introductions(&self, config: &Config) -> Vec<Introduction> {
-        introduce::introductions(config, self.held().by.values().map(Signed::roster))
+        let mut pending = introduce::introductions(config, self.held().by.values().map(Signed::roster));
+        // A device alone is no reason to ask: who set up both hosts by hand knows it.
+        pending.retain(|introduction| introduction.peers.iter().any(|peer| !peer.client));
+        pending
     }
 
     pub(super) fn set_warnings(&self, warnings: Vec<String>) {

@@ -148,8 +148,8 @@ fn meshd_toml(args: &Args, key: &PublicKey, found: &[Found]) -> Result<String, F
              # all (\"none\"); `meshd join` writes what it is offered when nothing stands here.\n\
              [[bridge]]\n\
              name = {}\n\
-             subnets = {}\n\
-             # egress = \"direct\"\n",
+             # egress = \"direct\"\n\
+             subnets = {}\n",
             toml_string(&name),
             toml_list(&subnets),
         ));

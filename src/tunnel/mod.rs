@@ -264,6 +264,7 @@ impl Device {
     /// Adds one peer or changes it, as `configure` does. Takes from the others the allowed IPs that it names, as
     /// wg(8) does.
     pub fn set_peer(&self, peer: PeerSettings, now: Instant) {
+        let (key, endpoint) = (peer.public_key, peer.endpoint);
         self.change(now, |_, settings| {
             let peers = &mut settings.peers;
             for other in peers.iter_mut() {
@@ -273,6 +274,10 @@ impl Device {
             peers.push(peer);
             None
         });
+        // Said anew: it counts, also when it was said before and the peer has roamed since.
+        if let Some(remote) = endpoint {
+            self.set_endpoint(&key, remote);
+        }
     }
 
     /// Moves a peer to another address, as when its name resolves anew.

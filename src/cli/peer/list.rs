@@ -119,7 +119,7 @@ pub fn show(args: Show, dirs: &Dirs) -> Result<(), Failure> {
         ["keepalive".into(), shown.persistent_keepalive.map_or_else(|| "-".into(), |seconds| format!("{seconds} s"))],
         ["reached via", shown.via.unwrap_or("-")].map(String::from),
         ["introduced by", shown.introduced_by.unwrap_or("-")].map(String::from),
-        ["introduces others", if shown.inviter_key.is_some() { "yes" } else { "no" }].map(String::from),
+        ["introduces", if shown.inviter_key.is_some() { "yes" } else { "no" }].map(String::from),
     ];
     print(&columns(&rows))
 }

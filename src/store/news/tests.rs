@@ -96,16 +96,15 @@ fn what_does_not_fit_is_left_and_does_not_stop_the_rest() {
 
 #[test]
 fn what_the_operator_names_keeps_its_file() {
-    let bridge =
-        "[[bridge]]\nname = \"br0\"\nsubnets = [\"10.89.2.0/24\"]\negress = \"lab\"\n[exit]\npeers = [\"lab\"]\n";
+    let named = "[[publish]]\nprotocol = \"tcp\"\nport = 443\nto = \"10.89.3.10:443\"\n[exit]\npeers = [\"lab\"]\n";
     let dir = folder("");
     let lab = [member("lab", 3, "10.89.3.0/24")];
     follow_here(dir.path(), &lab);
-    let host = format!("{}{bridge}", std::fs::read_to_string(Layout(dir.path()).host()).unwrap());
+    let host = format!("{}{named}", std::fs::read_to_string(Layout(dir.path()).host()).unwrap());
     replace(&Layout(dir.path()).host(), &host, 0o644).unwrap();
     let said = follow_here(dir.path(), &[]);
     assert!(
-        said[0].contains("vps has removed lab, which is cut off; its file stays") && said[0].contains("egress"),
+        said[0].contains("vps has removed lab, which is cut off; its file stays") && said[0].contains("publish"),
         "{said:?}"
     );
     let config = store::load(dir.path()).unwrap();
