@@ -45,6 +45,8 @@ pub struct NextKeys {
     pub preshared_key: Option<PresharedKey>,
     /// What its news are signed with, once `public_key` is its identity.
     pub inviter_key: Option<VerifyingKey>,
+    /// The identity before the present one, until the peer's inviter has heard of the change.
+    pub former: Option<PublicKey>,
 }
 
 impl PrivateKey {

@@ -127,6 +127,10 @@ impl Running {
             if way.is_direct() && snapshot(&peer.public_key).is_none_or(|snapshot| snapshot.relayed.is_some()) {
                 way.restart(now);
             }
+            // Nobody watches over a direct path that the tunnel takes from before, as after an edit of the peer's key.
+            if !way.is_direct() && snapshot(&peer.public_key).is_some_and(|snapshot| snapshot.relayed.is_none()) {
+                self.device.set_direct(&peer.public_key, false);
+            }
             if news.contains(&(key, true)) {
                 way.retry(now);
             }
@@ -158,12 +162,24 @@ impl Running {
                 self.arrange(&letter.peer, &peer, local).await.map_or(Answer::Refused, |at| Answer::Met { at })
             }
             Request::Call { peer, at } => self.called(&letter.peer, &peer, at).unwrap_or(Answer::Refused),
-            Request::Check(check) => {
-                self.checked(&letter.peer, &check);
-                return None;
-            }
+            Request::Check(_) => return None,
         };
         serde_json::to_vec(&answer).ok()
+    }
+
+    /// Takes a check, if it is one: at once, for paths depend on it.
+    pub(super) fn take_check(&self, letter: &Letter) -> bool {
+        let Ok(Request::Check(check)) = serde_json::from_slice(&letter.body) else { return false };
+        self.checked(&letter.peer, &check);
+        true
+    }
+
+    /// A peer has another key: what is known of the way to it stays.
+    pub(super) fn rekeyed(&self, old: &PublicKey, new: PublicKey) {
+        let mut ways = self.directs.ways();
+        if let Some(way) = ways.remove(old) {
+            ways.insert(new, way);
+        }
     }
 
     /// As a relay: calls `peer` for `asker`; where to find it comes back.
@@ -204,7 +220,8 @@ impl Running {
     fn checked(&self, peer: &PublicKey, check: &Check) {
         if self.directs.ways().contains_key(peer) {
             self.advance(peer, |way, now| way.heard(check, now));
-        } else {
+        } else if check.heard.is_none_or(|(_, n)| n != check.n) {
+            // Not to an answer like this one: then two that have no relay for each other would answer for ever.
             let heard = Some((check.run, check.n));
             self.carry_out(peer, vec![Act::Check(Check { run: self.directs.run, n: check.n, heard })]);
         }
@@ -249,7 +266,7 @@ impl Running {
             peers.iter().find(|snapshot| snapshot.settings.public_key == *peer)?.settings.endpoint
         });
         let mut at: Vec<_> = told.into_iter().filter(|addr| outside(&config, addr)).take(MAX_ADDRESSES - 1).collect();
-        at.extend(written.filter(|addr| !at.contains(addr)));
+        at.extend(written.filter(|addr| outside(&config, addr) && !at.contains(addr)));
         at
     }
 

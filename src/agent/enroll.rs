@@ -241,7 +241,9 @@ impl Running {
                 continue;
             }
             tracing::info!(peer = invitation.name, "an invitation has expired");
-            self.end(folder.as_ref(), invitation, false).await;
+            if let Err(error) = self.end(folder.as_ref(), invitation, false).await {
+                tracing::error!("{}, who never came, stays a peer: {error}", invitation.name);
+            }
         }
         let ended = list.iter().filter(|one| !one.pending(now)).count();
         let mut surplus = ended.saturating_sub(MAX_ENDED);
@@ -258,15 +260,30 @@ impl Running {
     }
 
     /// Lets nobody in by this invitation any more, and takes out again who never came.
-    async fn end(&self, folder: Option<&Flock<File>>, invitation: &mut Invitation, revoked: bool) {
-        if let (Some(folder), State::Bound { .. }) = (folder, &invitation.state)
-            && let Err(error) = self.withdraw(folder, invitation).await
+    async fn end(
+        &self,
+        folder: Option<&Flock<File>>,
+        invitation: &mut Invitation,
+        revoked: bool,
+    ) -> Result<(), String> {
+        if let (Some(folder), State::Bound { .. }) = (folder, &invitation.state) {
+            self.withdraw(folder, invitation).await?;
+        }
+        let before = invitation.clone();
+        if invitation.end(revoked)
+            && let Err(error) = self.invitations.save(invitation)
         {
-            tracing::error!("{}, who never came, stays a peer: {error}", invitation.name);
+            // What the disk still holds, the next start would go by.
+            *invitation = before;
+            return Err(error.to_string());
         }
-        if invitation.end(revoked) {
-            let _ = self.invitations.save(invitation);
-        }
+        Ok(())
+    }
+
+    /// Who has a token that may yet be redeemed.
+    pub(super) async fn invited(&self) -> Option<String> {
+        let (list, now) = (self.invitations.list.lock().await, unix_now());
+        list.iter().find(|one| one.pending(now)).map(|one| one.name.clone())
     }
 
     async fn withdraw(&self, _folder: &Flock<File>, invitation: &Invitation) -> Result<(), String> {
@@ -298,7 +315,13 @@ impl Running {
             None if matches!(invitation.state, State::Used { .. }) => {
                 return Err(refuse("was used; remove the peer instead"));
             }
-            None => self.end(Some(&folder), invitation, true).await,
+            None => {
+                let joiner = invitation.joiner().copied();
+                self.end(Some(&folder), invitation, true).await.map_err(|why| refuse(&why))?;
+                if self.config().peers.iter().any(|peer| Some(peer.public_key) == joiner) {
+                    return Err(refuse("is over, but its peer's file was edited and stays; remove the peer"));
+                }
+            }
             Some(key) => {
                 let waits = matches!(invitation.state, State::Waiting { key: waiting } if waiting == key);
                 if !waits || invitation.lapsed(unix_now()) {

@@ -148,6 +148,7 @@ impl Running {
                     let _ = waiting.send(letter.body.clone());
                 }
             }
+            Received::Request if letter.kind == Kind::Direct && self.take_check(&letter) => {}
             Received::Request if letter.kind.takes_a_while() => return Some(letter),
             Received::Request => {
                 if let Some(body) = self.answer(&letter) {

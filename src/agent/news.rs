@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// (REJECT_AFTER_TIME of the whitepaper is 180 seconds), and is not kept up by them.
 const AGAIN: Duration = Duration::from_secs(300);
 /// Peers that are told at a time.
-const TALKS: usize = 32;
+const TALKS: usize = 16;
 /// Parts of a document that are asked for at a time: a peer has 20 letters at once.
 const PARTS: usize = 8;
 

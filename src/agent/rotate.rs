@@ -294,6 +294,7 @@ impl Running {
         exits.follow(Arc::clone(&config), now);
         self.device.set_keys(&old, (new.public_key, new.preshared_key, new.next), now);
         drop(exits);
+        self.rekeyed(&old, new.public_key);
         self.shown().config = config;
     }
 
@@ -301,6 +302,11 @@ impl Running {
     async fn rotate_own(&self, force: bool) -> Result<Rotated, Problem> {
         let cannot = |why: String| failed(format!("the key of this host: {why}"), None);
         let config = self.config();
+        if let Some(name) = self.invited().await.filter(|_| !force) {
+            let why = format!("{name} has a token that names the present key and would not work any more");
+            let remedy = format!("after {name} has joined, meshd peer revoke-invite {name}, or with --force");
+            return Err(failed(format!("the key of this host: {why}"), Some(remedy)));
+        }
         // All of them are there before the first is told anything.
         let (there, mut peers) = part(&config, join_all(config.peers.iter().map(|peer| self.find(peer))).await);
         if !peers.is_empty() && !force {

@@ -31,6 +31,7 @@ pub fn peer(peer: &Peer) -> String {
     set("next_public_key", peer.next.public_key.map(|key| key.to_string().into()));
     set("next_preshared_key", peer.next.preshared_key.as_ref().map(|key| key.expose_base64().into()));
     set("next_inviter_key", peer.next.inviter_key.map(|key| key.to_string().into()));
+    set("former_public_key", peer.next.former.map(|key| key.to_string().into()));
     document.to_string()
 }
 
@@ -64,6 +65,7 @@ pub fn keys(text: &str, old: &Peer, new: &Peer) -> Result<String, TomlError> {
     follow("next_public_key", new.next.public_key.map(|key| key.to_string()));
     follow("next_preshared_key", new.next.preshared_key.as_ref().map(PresharedKey::expose_base64));
     follow("next_inviter_key", new.next.inviter_key.map(|key| key.to_string()));
+    follow("former_public_key", new.next.former.map(|key| key.to_string()));
     Ok(document.to_string())
 }
 

@@ -264,6 +264,7 @@ fn peer(
             public_key: key(reader, &mut top, "next_public_key"),
             preshared_key: key(reader, &mut top, "next_preshared_key"),
             inviter_key: key(reader, &mut top, "next_inviter_key"),
+            former: key(reader, &mut top, "former_public_key"),
         };
         reader.finish(&top);
         Some(Peer {

@@ -493,7 +493,7 @@ fn a_hostile_peer_is_refused_before_anything_is_applied() {
         &[
             "peers/vps.toml:2: endpoint \"\\u{1b}[2Jvps\": expected HOST:PORT such as vps.example.net:51820",
             "peers/vps.toml:3: unknown key \"\\u{1b}[2J\"; known keys: public_key, preshared_key, preshared_key_file, endpoint, \
-         addresses, subnets, persistent_keepalive, client, allow, lans, via, introduced_by, inviter_key, next_public_key, next_preshared_key, next_inviter_key",
+         addresses, subnets, persistent_keepalive, client, allow, lans, via, introduced_by, inviter_key, next_public_key, next_preshared_key, next_inviter_key, former_public_key",
         ],
     );
 }

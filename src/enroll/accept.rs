@@ -11,7 +11,9 @@ use toml_edit::TomlError;
 
 use super::exchange::{Offer, within};
 use super::token::Token;
-use crate::config::{Bridge, Config, DEFAULT_DOMAIN, DEFAULT_MTU, Endpoint, Peer, edit, list_of_names, quote, value};
+use crate::config::{
+    Bridge, Config, DEFAULT_DOMAIN, DEFAULT_MTU, Endpoint, Peer, Place, edit, list_of_names, quote, value,
+};
 use crate::key::{KeyError, PresharedKey, PublicKey};
 use crate::mesh::Member;
 
@@ -135,7 +137,11 @@ fn introduced(member: &Member, inviter: &str, offer: &Offer) -> Result<Peer, Str
     if member.name == offer.name || member.name == inviter {
         return Err("its name is taken".into());
     }
-    let peer = member.peer()?;
+    let mut peer = member.peer()?;
+    // The services of this host itself are not an inviter's to give.
+    if let Some(allow) = &mut peer.allow {
+        allow.retain(|item| item.to != Place::Host);
+    }
     let signs = member.inviter_key.as_deref().map(str::parse).transpose();
     let inviter_key = signs.map_err(|error: KeyError| format!("key of its news: {error}"))?;
     Ok(Peer { via: Some(inviter.into()), introduced_by: Some(inviter.into()), inviter_key, ..peer })

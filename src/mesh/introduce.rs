@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::news::Roster;
 use crate::config::{Config, Peer, Place, quote};
-use crate::key::PublicKey;
+use crate::key::{NextKeys, PublicKey};
 
 /// A change of one peer's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +56,20 @@ pub fn trusted<'c>(config: &'c Config, roster: &Roster) -> Option<&'c Peer> {
     config.peers.iter().find(|peer| peer.public_key == roster.inviter && peer.inviter_key == Some(roster.inviter_key))
 }
 
+/// Whether this is a key of the peer: of a host whose key changes, the inviter may hear before this host or after it.
+fn is(peer: &Peer, key: &PublicKey) -> bool {
+    [Some(peer.public_key), peer.next.public_key, peer.next.former].contains(&Some(*key))
+}
+
+fn lists(roster: &Roster, peer: &Peer) -> bool {
+    roster.members.iter().any(|member| is(peer, &member.public_key))
+}
+
 /// What following a roster of `inviter` takes.
 pub fn steps(config: &Config, roster: &Roster, inviter: &Peer) -> Steps {
     let mut all = Steps::default();
     let own = config.private_key.public_key();
     let ours = |peer: &&Peer| peer.introduced_by.as_ref() == Some(&inviter.name);
-    let listed = |key: &PublicKey| roster.members.iter().any(|member| member.public_key == *key);
     let (mut changed, mut new) = (Vec::new(), Vec::new());
     let (mut renamed, mut seen) = (HashSet::new(), HashSet::new());
     if roster.unreadable > 0 {
@@ -79,7 +87,7 @@ pub fn steps(config: &Config, roster: &Roster, inviter: &Peer) -> Steps {
                 continue;
             }
         };
-        let known = config.peers.iter().find(|known| known.public_key == member.public_key);
+        let known = config.peers.iter().find(|known| is(known, &member.public_key));
         if let Some(known) = known.filter(|known| !ours(known)) {
             if known.name != peer.name || known.addresses != peer.addresses || known.subnets != peer.subnets {
                 skip(&format!("peers/{}.toml has its key, says otherwise, and is not changed", known.name));
@@ -109,24 +117,14 @@ pub fn steps(config: &Config, roster: &Roster, inviter: &Peer) -> Steps {
             None if holder.is_some() => changed.push(peer),
             None => new.push(peer),
             Some(known) => {
-                // All else in the file is between the two hosts: their preshared key, whether it may introduce others.
-                let Peer {
-                    name,
-                    public_key,
-                    endpoint,
-                    addresses,
-                    subnets,
-                    client,
-                    allow,
-                    lans,
-                    via,
-                    introduced_by,
-                    ..
-                } = peer;
+                // All else in the file is between the two hosts: their keys, whether it may introduce others.
+                let heard = known.public_key == member.public_key;
+                let Peer { name, endpoint, addresses, subnets, client, allow, lans, via, introduced_by, .. } = peer;
                 let known = known.clone();
+                let former = known.next.former.filter(|_| !heard);
                 let peer = Peer {
                     name,
-                    public_key,
+                    next: NextKeys { former, ..known.next.clone() },
                     endpoint,
                     addresses,
                     subnets,
@@ -148,7 +146,7 @@ pub fn steps(config: &Config, roster: &Roster, inviter: &Peer) -> Steps {
     }
     let gone = config.peers.iter().filter(ours).filter(|peer| {
         let taken_over = changed.iter().any(|new| new.name == peer.name);
-        renamed.contains(&peer.name) || (!listed(&peer.public_key) && !taken_over)
+        renamed.contains(&peer.name) || (!lists(roster, peer) && !taken_over)
     });
     all.steps = gone.map(|peer| Step::Remove(peer.name.clone())).collect();
     all.steps.extend(changed.into_iter().chain(new).map(|peer| Step::Write(Box::new(peer))));
@@ -162,8 +160,7 @@ pub fn dismissed<'r>(config: &Config, rosters: impl Iterator<Item = &'r Roster>)
     for roster in rosters {
         let Some(inviter) = trusted(config, roster) else { continue };
         let gone = config.peers.iter().filter(|peer| peer.introduced_by.as_ref() == Some(&inviter.name));
-        let listed = |peer: &&Peer| roster.members.iter().any(|member| member.public_key == peer.public_key);
-        keys.extend(gone.filter(|peer| !listed(peer)).map(|peer| peer.public_key));
+        keys.extend(gone.filter(|peer| !lists(roster, peer)).map(|peer| peer.public_key));
     }
     let by = |peer: &Peer| peer.introduced_by.as_ref().and_then(|name| config.peer(name)).map(|by| by.public_key);
     loop {

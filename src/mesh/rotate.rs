@@ -83,6 +83,7 @@ pub fn settled(peer: &Peer, public_key: bool, preshared_key: bool) -> Option<Pee
     let mut settled = peer.clone();
     let next = &mut settled.next;
     if public_key && let Some(key) = next.public_key.take() {
+        next.former = settled.introduced_by.is_some().then_some(settled.public_key);
         settled.public_key = key;
         let inviter_key = next.inviter_key.take();
         settled.inviter_key = settled.inviter_key.and(inviter_key.or(settled.inviter_key));
@@ -101,7 +102,7 @@ pub fn taken(config: &Config, peer: &Peer, request: &Request, fresh: PresharedKe
     let own = config.private_key.public_key();
     let leads = leads(&own, &peer.public_key);
     let mut taken = peer.clone();
-    let NextKeys { public_key: next_key, preshared_key: next_psk, inviter_key: next_inviter } = &mut taken.next;
+    let NextKeys { public_key: next_key, preshared_key: next_psk, inviter_key: next_inviter, .. } = &mut taken.next;
     match request {
         Request::Begin | Request::PresharedKey(_) if next_key.is_some() => {
             return Err(Answer::Later("a new key of that host is under way".to_owned()));

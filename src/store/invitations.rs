@@ -3,7 +3,9 @@
 //! A record is made by the command line, which holds [`super::lock`]; after that the agent alone changes it while it runs.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Edit, Error, Kind, create, create_dir, io_error, remove, replace, show, source};
 use crate::config::edit;
@@ -17,6 +19,16 @@ fn folder(state_dir: &Path) -> PathBuf {
 
 fn path(state_dir: &Path, id: &str) -> PathBuf {
     folder(state_dir).join(format!("{id}.json"))
+}
+
+/// Addresses that hosts get which have yet to join.
+///
+/// # Errors
+/// As [`load`].
+pub fn promised(state_dir: &Path) -> Result<Vec<IpAddr>, Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let pending = load(state_dir)?.into_iter().filter(|one| one.pending(now));
+    Ok(pending.flat_map(|one| one.addresses).collect())
 }
 
 /// All records, by name. One that cannot be read is warned of and left out: it lets nobody in.

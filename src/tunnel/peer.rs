@@ -321,7 +321,8 @@ impl Session {
     ) -> Result<(), Option<KnockCause>> {
         let taken = self.handshake_first(datagram, path, out, now, wall);
         let done = taken.is_ok() && message::kind(datagram) != Some(message::HANDSHAKE_INITIATION);
-        if done || self.others.is_empty() {
+        // A copy of an old initiation is one for every preshared key.
+        if done || self.others.is_empty() || matches!(taken, Err(Some(KnockCause::Replayed))) {
             return taken;
         }
         if self.handshake_others(datagram, path, out, now, wall) { Ok(()) } else { taken }

@@ -319,6 +319,11 @@ impl Device {
                 found = true;
                 (settings.public_key, settings.preshared_key, settings.next) = (public_key, preshared_key, next);
             }
+            for via in settings.peers.iter_mut().filter_map(|settings| settings.via.as_mut()) {
+                if via == peer {
+                    *via = public_key;
+                }
+            }
             for exit in settings.local.egress.iter_mut().flat_map(|egress| &mut egress.exits) {
                 if exit == peer {
                     *exit = public_key;

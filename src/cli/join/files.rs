@@ -127,7 +127,7 @@ pub fn write(
     edit.set_host(identity.text).map_err(|error| of_the_offer(error, offer))?;
     notes.extend(identity.notes);
     edit.set_peer(&inviter.name, edit::peer(&inviter)).map_err(|error| of_the_offer(error, offer))?;
-    let introduced = introduce(&mut edit, &members, &inviter.name, &mut notes);
+    let introduced = introduce(&mut edit, &members, &mut notes);
     let networks = accept::networks(edit.host(), &edit.config()?, offer, &init::bridges_of_this_host());
     let networks = networks.map_err(refused)?;
     edit.set_host(networks.text).map_err(|error| of_the_offer(error, offer))?;
@@ -168,14 +168,14 @@ fn clash(before: &crate::config::Config, inviter: &Peer) -> Result<(), Failure> 
 
 /// Those behind the inviter, each for itself: one that does not fit is no reason against the others. How many there are
 /// comes back.
-fn introduce(edit: &mut Edit<'_>, members: &[Peer], inviter: &str, notes: &mut Vec<String>) -> usize {
+fn introduce(edit: &mut Edit<'_>, members: &[Peer], notes: &mut Vec<String>) -> usize {
     let mut introduced = 0;
     for member in members {
         let name = &member.name;
         let Ok(config) = edit.config() else { return introduced };
         match config.peers.iter().find(|peer| peer.public_key == member.public_key) {
-            // An operator has written it down, or another inviter introduced it: theirs to say.
-            Some(known) if known.introduced_by.as_deref() != Some(inviter) => continue,
+            // An operator has written it down, or news keep it in step: the file has more than an offer says.
+            Some(_) => continue,
             None if config.peer(name).is_some() => {
                 notes.push(format!("left out {name}: peer {name} here is another host"));
                 continue;

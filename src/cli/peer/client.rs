@@ -14,7 +14,7 @@ use super::{Reload, outcome};
 use crate::config::{self, Allow, Config, assign, edit, quote, value};
 use crate::control::api::Reloaded;
 use crate::key::{KeyError, PresharedKey, PrivateKey};
-use crate::store::{self, Edit, Layout};
+use crate::store::{self, Edit, Layout, invitations};
 use crate::wgquick::{self, Client, Conf, Identity, Qr};
 
 /// What no terminal is wider than by default.
@@ -73,7 +73,8 @@ pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), F
     let mut edit = Edit::new(&dirs.config)?;
     let config = edit.config()?;
     unknown_yet(&args.name, &config, dirs)?;
-    let (peer, conf) = decide(args, &config)?;
+    let promised = invitations::promised(&dirs.state)?;
+    let (peer, conf) = decide(args, &config, &promised)?;
 
     edit.set_peer(&args.name, edit::peer(&peer)).map_err(|error| said_of_flags(error, &args.name, dirs))?;
     if args.device.full_tunnel {
@@ -111,7 +112,7 @@ pub fn run(args: &Args, dirs: &Dirs, reload: impl Reload + Copy) -> Result<(), F
 }
 
 /// The peer's file and the device's.
-fn decide(args: &Args, config: &Config) -> Result<(config::Peer, Conf), Failure> {
+fn decide(args: &Args, config: &Config, promised: &[IpAddr]) -> Result<(config::Peer, Conf), Failure> {
     let of_peer = |why: String| Failure::new(4, format!("peer {}: {why}", quote(&args.name)));
     let random =
         |error: std::io::Error| Failure::new(1, format!("peer {}: random numbers: {error}", quote(&args.name)));
@@ -124,7 +125,7 @@ fn decide(args: &Args, config: &Config) -> Result<(config::Peer, Conf), Failure>
     let addresses = if args.addresses.is_empty() {
         let full =
             |full: assign::Full| of_peer(full.to_string()).try_this("--address with one that is nobody's any more");
-        assign::free_addresses(config, &[]).map_err(full)?
+        assign::free_addresses(config, promised).map_err(full)?
     } else {
         let address =
             |text: &String| value::address(text).map_err(|why| of_peer(format!("address {}: {why}", quote(text))));

@@ -88,6 +88,30 @@ fn members_come_change_and_go() {
 }
 
 #[test]
+fn a_key_that_is_being_rotated_is_no_other_host() {
+    let next = crate::key::NextKeys { public_key: Some(key(4).public_key()), ..Default::default() };
+    let lab = Peer {
+        inviter_key: Some(SigningKey::of(&key(3)).verifying_key()),
+        preshared_key: Some(crate::key::PresharedKey::from_bytes([7; 32])),
+        next,
+        ..by_vps("lab", 3)
+    };
+    let settled = crate::mesh::rotate::settled(&lab, true, false).expect("another key");
+    // The inviter hears of it before this host does, or after it.
+    for (peer, heard) in [(&lab, 3), (&lab, 4), (&settled, 3)] {
+        let listed = Member { public_key: key(heard).public_key(), ..member("lab", 3) };
+        assert_eq!(follow(&[vps(), peer.clone()], std::slice::from_ref(&listed)), Steps::default());
+        let config = config(&[vps(), peer.clone()]);
+        assert!(dismissed(&config, std::iter::once(&roster(&[listed]))).is_empty());
+    }
+    let listed = Member { public_key: key(4).public_key(), ..member("lab", 3) };
+    let done = Peer { next: Default::default(), ..settled.clone() };
+    assert_eq!(follow(&[vps(), settled.clone()], &[listed]).steps, [write(done.clone())]);
+    let back = follow(&[vps(), done], &[member("lab", 3)]).steps;
+    assert_eq!(back, [write(by_vps("lab", 3))], "from then on the old key is another host");
+}
+
+#[test]
 fn two_members_change_their_names() {
     let Steps { steps, skipped } = follow(&[vps(), by_vps("a", 3), by_vps("b", 4)], &[member("b", 3), member("a", 4)]);
     assert_eq!(steps[..2], [Step::Remove("a".into()), Step::Remove("b".into())]);

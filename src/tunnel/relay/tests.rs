@@ -203,6 +203,25 @@ fn packets_take_the_relay_until_a_direct_path_is_held_good() {
 }
 
 #[test]
+fn a_relay_with_another_key_is_the_same_relay() {
+    let mut network = Network::new();
+    network.send(LAB, inner(LAB), inner(HOME));
+    network.wire.clear();
+    let (old, new) = (network.key(VPS), PrivateKey::from_bytes([9; 32]).public_key());
+    let next = NextKeys { public_key: Some(new), ..NextKeys::default() };
+    let device = &network.hosts[LAB].device;
+    assert!(device.set_keys(&old, (old, None, next), Instant::now()));
+    assert!(device.set_keys(
+        &old,
+        (new, None, NextKeys { public_key: Some(old), ..NextKeys::default() }),
+        Instant::now()
+    ));
+    network.send(LAB, inner(LAB), inner(HOME));
+    assert_eq!(network.hops(), [(LAB, VPS)]);
+    assert_eq!(network.snapshot(LAB, HOME).relayed, Some(new));
+}
+
+#[test]
 fn a_source_is_taken_from_its_peer_and_from_its_relay_at_all_times() {
     let mut network = Network::new();
     network.call();
