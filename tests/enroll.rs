@@ -73,7 +73,7 @@ fn a_token_lets_one_host_in() {
     assert_eq!(joiner.redeem(key(8).public_key(), secs(5)), Outcome::Refused(Refusal::Used));
     // The real key.
     let preshared_key: PresharedKey = first.preshared_key.parse().expect("a key");
-    let mut real = Joiner::with(&lab.internet, &key(7), token.inviter, preshared_key);
+    let mut real = Joiner::with(&lab.internet, &key(7), token.inviter, &preshared_key);
     assert!(real.handshake());
     wait_for("the invitation is used", secs(3), || (state_of(&lab.vps, "home") == "used").then_some(()));
 }
@@ -211,7 +211,7 @@ fn strangers_and_copies_get_no_answer() {
     let initiation = stranger.initiation();
     stranger.send_raw(&initiation);
     let throwaway = meshd::enroll::throwaway_key(&token.secret, &token.inviter);
-    let mut wrong = Joiner::with(&lab.internet, &throwaway, token.inviter, PresharedKey::from_bytes([9; 32]));
+    let mut wrong = Joiner::with(&lab.internet, &throwaway, token.inviter, &PresharedKey::from_bytes([9; 32]));
     assert!(!wrong.handshake(), "a handshake with another preshared key");
     // The same initiation once more, from where it came and from elsewhere.
     let mut joiner = Joiner::new(&lab.internet, &token);
@@ -259,7 +259,7 @@ fn a_guest_reaches_nothing_but_the_invitation() {
     assert!(container.recv(&mut buffer).is_err(), "a guest's packet reached a container");
     // The real key does, which shows that the container would have heard; and it has nothing to redeem.
     let preshared_key = offer.preshared_key.parse().expect("a key");
-    let mut real = Joiner::with(&lab.internet, &key(1), token.inviter, preshared_key);
+    let mut real = Joiner::with(&lab.internet, &key(1), token.inviter, &preshared_key);
     assert!(real.handshake());
     real.send(&own);
     assert!(container.recv(&mut buffer).is_ok(), "a peer's packet");

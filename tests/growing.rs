@@ -64,6 +64,7 @@ fn a_third_host_joins_by_one_token_and_finds_the_direct_path() {
         fs::read_to_string(third.rest.home.config("peers/phone.toml")).ok()
     });
     assert!(file.contains("client = true") && file.contains("via = \"vps\""), "{file}");
+    wait_for("home lets the phone in", secs(3), || phone.ping(NEXTCLOUD).then_some(()));
     for (container, addresses) in [(&third.rest.nextcloud, [NEXTCLOUD, NEXTCLOUD6]), (&third.runner, [RUNNER, RUNNER6])]
     {
         Service::start(container, 9000).expect(&phone, true, &addresses);

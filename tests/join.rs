@@ -158,6 +158,9 @@ fn an_offer_makes_a_configuration_where_there_is_none() {
     assert_eq!(files(&lab.home.config("")), before, "a second join with the same token changes nothing");
 }
 
+/// Makes an offer one that nobody must take.
+type Spoil = Box<dyn Fn(&mut Offer)>;
+
 #[test]
 fn hostile_offers_change_no_file() {
     let lab = bare();
@@ -165,7 +168,6 @@ fn hostile_offers_change_no_file() {
     lab.home.append("meshd.toml", "[[lan]]\nsubnet = \"192.168.1.0/24\"\ninterface = \"eth0\"");
     let own: meshd::key::PublicKey = lab.home.public_key().parse().expect("a key");
     let lan = || "192.168.1.0/24".parse().expect("a network");
-    type Spoil = Box<dyn Fn(&mut Offer)>;
     let cases: Vec<(&str, Spoil)> = vec![
         ("192.168.1.0/24, which the token does not offer", Box::new(|_| {})),
         ("name", Box::new(|offer| offer.name = "../../x".into())),

@@ -58,6 +58,26 @@ fn peer_says(rest: &str, expected: &[&str]) {
     says(&files(HOME, &[("vps", peer(VPS, rest))]), expected);
 }
 
+/// What a peer's file need not say.
+fn nothing_more() -> Peer {
+    Peer {
+        name: String::new(),
+        public_key: VPS.parse().unwrap(),
+        preshared_key: None,
+        endpoint: None,
+        addresses: Vec::new(),
+        subnets: Vec::new(),
+        persistent_keepalive: None,
+        client: false,
+        allow: None,
+        lans: Vec::new(),
+        via: None,
+        introduced_by: None,
+        inviter_key: None,
+        next: NextKeys::default(),
+    }
+}
+
 #[test]
 fn the_contract_of_the_design_is_read_whole() {
     let host = r#"
@@ -137,18 +157,10 @@ to = "10.89.2.10:443"
                 Peer {
                     name: "phone".into(),
                     public_key: PHONE.parse().unwrap(),
-                    preshared_key: None,
-                    endpoint: None,
                     addresses: vec!["10.88.0.9".parse().unwrap()],
-                    subnets: vec![],
-                    persistent_keepalive: None,
                     client: true,
                     allow: Some(vec![allow("10.89.2.0/24").unwrap(), allow("host tcp/22").unwrap()]),
-                    lans: Vec::new(),
-                    via: None,
-                    introduced_by: None,
-                    inviter_key: None,
-                    next: NextKeys::default(),
+                    ..nothing_more()
                 },
                 Peer {
                     name: "vps".into(),
@@ -160,11 +172,7 @@ to = "10.89.2.10:443"
                     persistent_keepalive: Some(25),
                     client: false,
                     allow: None,
-                    lans: Vec::new(),
-                    via: None,
-                    introduced_by: None,
-                    inviter_key: None,
-                    next: NextKeys::default(),
+                    ..nothing_more()
                 },
             ],
         }

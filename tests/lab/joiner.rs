@@ -42,11 +42,11 @@ impl Joiner {
     /// One with a token, which calls the VPS.
     pub fn new(at: &Namespace, token: &Token) -> Self {
         let key = throwaway_key(&token.secret, &token.inviter);
-        Self::with(at, &key, token.inviter, preshared_key(&token.secret, &token.inviter))
+        Self::with(at, &key, token.inviter, &preshared_key(&token.secret, &token.inviter))
     }
 
     /// One with these keys.
-    pub fn with(at: &Namespace, key: &PrivateKey, inviter: PublicKey, preshared_key: PresharedKey) -> Self {
+    pub fn with(at: &Namespace, key: &PrivateKey, inviter: PublicKey, preshared_key: &PresharedKey) -> Self {
         let socket = at.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
         let to: SocketAddr = format!("{VPS}:{PORT}").parse().expect("an address");
         socket.connect(to).expect("connect");

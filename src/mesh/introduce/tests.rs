@@ -89,7 +89,7 @@ fn members_come_change_and_go() {
 
 #[test]
 fn a_key_that_is_being_rotated_is_no_other_host() {
-    let next = crate::key::NextKeys { public_key: Some(key(4).public_key()), ..Default::default() };
+    let next = NextKeys { public_key: Some(key(4).public_key()), ..NextKeys::default() };
     let lab = Peer {
         inviter_key: Some(SigningKey::of(&key(3)).verifying_key()),
         preshared_key: Some(crate::key::PresharedKey::from_bytes([7; 32])),
@@ -105,7 +105,7 @@ fn a_key_that_is_being_rotated_is_no_other_host() {
         assert!(dismissed(&config, std::iter::once(&roster(&[listed]))).is_empty());
     }
     let listed = Member { public_key: key(4).public_key(), ..member("lab", 3) };
-    let done = Peer { next: Default::default(), ..settled.clone() };
+    let done = Peer { next: NextKeys::default(), ..settled.clone() };
     assert_eq!(follow(&[vps(), settled.clone()], &[listed]).steps, [write(done.clone())]);
     let back = follow(&[vps(), done], &[member("lab", 3)]).steps;
     assert_eq!(back, [write(by_vps("lab", 3))], "from then on the old key is another host");
