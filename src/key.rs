@@ -49,6 +49,13 @@ pub struct NextKeys {
     pub former: Option<PublicKey>,
 }
 
+impl NextKeys {
+    /// Whether one of them has yet to take its place.
+    pub fn is_pending(&self) -> bool {
+        self.public_key.is_some() || self.preshared_key.is_some()
+    }
+}
+
 impl PrivateKey {
     /// A new key from the kernel's random numbers.
     ///

@@ -188,7 +188,7 @@ impl Running {
     pub(super) async fn follow_rotations(&self) {
         loop {
             let config = self.config();
-            let pending: Vec<&Peer> = config.peers.iter().filter(|peer| peer.next != NextKeys::default()).collect();
+            let pending: Vec<&Peer> = config.peers.iter().filter(|peer| peer.next.is_pending()).collect();
             if pending.is_empty() {
                 tokio::select! {
                     () = self.rotations.begun.notified() => {}
@@ -308,7 +308,9 @@ impl Running {
             return Err(failed(format!("the key of this host: {why}"), Some(remedy)));
         }
         // All of them are there before the first is told anything.
-        let (there, mut peers) = part(&config, join_all(config.peers.iter().map(|peer| self.find(peer))).await);
+        // A device behind a relay has nothing to do with this host's key.
+        let peers: Vec<&Peer> = config.peers.iter().filter(|peer| !peer.client || peer.via.is_none()).collect();
+        let (there, mut peers) = part(&peers, join_all(peers.iter().map(|peer| self.find(peer))).await);
         if !peers.is_empty() && !force {
             let remedy =
                 "again once they answer, or with --force, which cuts them off until the new key is written there";
@@ -403,9 +405,9 @@ fn same_keys(a: &Peer, b: &Peer) -> bool {
 }
 
 /// Those that were found, and the others.
-fn part(config: &Config, found: Vec<Result<(), String>>) -> (Vec<&Peer>, Vec<RotatedPeer>) {
+fn part<'c>(peers: &[&'c Peer], found: Vec<Result<(), String>>) -> (Vec<&'c Peer>, Vec<RotatedPeer>) {
     let (mut there, mut others) = (Vec::new(), Vec::new());
-    for (peer, found) in config.peers.iter().zip(found) {
+    for (&peer, found) in peers.iter().zip(found) {
         match found {
             Ok(()) => there.push(peer),
             Err(why) => others.push(not_done(peer, why)),
