@@ -11,7 +11,7 @@ use super::running::Running;
 use crate::channel::{Allowance, Kind, Letter};
 use crate::config::{Config, Peer, edit, quote};
 use crate::control::api::{self, Problem, Rotated, RotatedPeer};
-use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey, SigningKey};
+use crate::key::{PresharedKey, PrivateKey, PublicKey, SigningKey};
 use crate::mesh::rotate::{Answer, Request, leads, settled, taken};
 use crate::store::{self, Edit, Layout};
 
