@@ -289,8 +289,7 @@ fn again<T: fmt::Display>(offer: &Offer, flag: &str, values: &[T]) -> String {
     format!("on {inviter}: meshd peer remove {name}; meshd peer add {name} {flags}{egress}; and join with its token")
 }
 
-// As a function that `map_err` takes.
-#[allow(clippy::needless_pass_by_value)]
+#[allow(clippy::needless_pass_by_value, reason = "`map_err` takes it as it is")]
 fn broken(error: TomlError) -> Unfit {
     Unfit::new(edit::broken("meshd.toml", &error))
 }
