@@ -149,10 +149,7 @@ async fn down<A: Agent>(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    if let Some(refusal) = refusal(&caller) {
-        return refusal;
-    }
-    let down: api::Down = match body(request).await {
+    let down: api::Down = match asked(&caller, request).await {
         Ok(down) => down,
         Err(refusal) => return refusal,
     };
@@ -164,10 +161,7 @@ async fn decide<A: Agent>(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    if let Some(refusal) = refusal(&caller) {
-        return refusal;
-    }
-    let decision: api::Decision = match body(request).await {
+    let decision: api::Decision = match asked(&caller, request).await {
         Ok(decision) => decision,
         Err(refusal) => return refusal,
     };
@@ -179,10 +173,7 @@ async fn doctor<A: Agent>(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    if let Some(refusal) = refusal(&caller) {
-        return refusal;
-    }
-    let request: api::DoctorRequest = match body(request).await {
+    let request: api::DoctorRequest = match asked(&caller, request).await {
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
@@ -194,10 +185,7 @@ async fn rotate<A: Agent>(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    if let Some(refusal) = refusal(&caller) {
-        return refusal;
-    }
-    let request: api::RotateRequest = match body(request).await {
+    let request: api::RotateRequest = match asked(&caller, request).await {
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
@@ -209,10 +197,7 @@ async fn bench<A: Agent>(
     Extension(mut caller): Extension<Caller>,
     request: Request<Body>,
 ) -> Response {
-    if let Some(refusal) = refusal(&caller) {
-        return refusal;
-    }
-    let request = match body::<Option<api::BenchRequest>>(request).await {
+    let request = match asked::<Option<api::BenchRequest>>(&caller, request).await {
         Ok(Some(request)) => request,
         Ok(None) => return problem(StatusCode::BAD_REQUEST, "which peer?"),
         Err(refusal) => return refusal,
@@ -243,6 +228,14 @@ async fn bench<A: Agent>(
 fn line(mut json: Vec<u8>) -> Vec<u8> {
     json.push(b'\n');
     json
+}
+
+/// What somebody who may change things asks for; the error is the answer to anybody else.
+async fn asked<T: DeserializeOwned + Default>(caller: &Caller, request: Request<Body>) -> Result<T, Response> {
+    match refusal(caller) {
+        Some(refusal) => Err(refusal),
+        None => body(request).await,
+    }
 }
 
 /// The request's body as JSON; an empty one is the default.
