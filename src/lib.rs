@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `cli` | one file a command; prints, never decides |
 //! | `agent` | the supervisor |
-//! | `failure` | how a command fails |
+//! | `failure`, `clock` | how a command fails; the time of day |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
 //! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
@@ -14,6 +14,7 @@ pub mod agent;
 pub mod bench;
 pub mod channel;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dataplane;

@@ -10,13 +10,14 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::future::poll_fn;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::Flock;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use zeroize::Zeroizing;
 
 use super::running::Running;
+use crate::clock::unix_now;
 use crate::control::api;
 use crate::enroll::exchange::{Answer, Redeem, Refusal};
 use crate::enroll::fingerprint;
@@ -347,8 +348,4 @@ impl Running {
         };
         self.invitations.list.lock().await.iter().filter_map(line).collect()
     }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

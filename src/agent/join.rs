@@ -10,12 +10,13 @@
 mod line;
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::runtime;
+use crate::clock::unix_now;
 use crate::config::{Endpoint, list_of_names};
 use crate::enroll::exchange::{Answer, Assembly, Offer, Progress, Redeem, Refusal};
 use crate::enroll::token::Token;
@@ -210,7 +211,7 @@ impl Line {
                         tell(Step::Waiting);
                         told = true;
                     }
-                    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                    let now = unix_now();
                     if now >= expires {
                         let failure = Failure::new(4, "join: the token has expired before it was approved");
                         return Err(Refused::Unbound(failure.try_this("another token from the inviter")));

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use super::running::Running;
 use crate::channel::{Kind, Letter};
+use crate::clock::unix_now;
 use crate::config::Config;
 use crate::key::{PublicKey, SigningKey};
 use crate::mesh::introduce::{self, Introduction};
@@ -142,7 +143,7 @@ impl Rosters {
         if last.is_some_and(|last| last.members == members && Some(last.serial) == high) {
             return;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = unix_now();
         match Signed::new(&SigningKey::of(&config.private_key), own, next_serial(high, now), &members) {
             Ok(signed) => {
                 self.keep(&signed);

@@ -4,11 +4,12 @@ mod files;
 mod token;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::show::all_of;
 use super::{Dirs, Failure, ask, print, running};
 use crate::agent::join::{self, Refused, Step};
+use crate::clock::unix_now;
 use crate::config::list_of_names;
 use crate::control::client::Client;
 use crate::enroll::accept::Unfit;
@@ -142,8 +143,4 @@ fn tell(step: Step<'_>) {
 
 fn refused(unfit: Unfit) -> Failure {
     Failure { code: 4, errors: vec![format!("join: {}", unfit.why)], remedy: unfit.remedy }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

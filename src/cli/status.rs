@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::page::{self, Cell, Colour, Column, Table};
 use super::{Dirs, Failure, ask};
+use crate::clock::unix_now;
 use crate::control::api::{self, Drops, Guard, PeerStatus, Status};
 use crate::control::client::{Client, ClientError};
 use crate::tunnel::PeerState;
@@ -33,7 +34,7 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
     loop {
         let text = match status {
             Ok(status) if args.json => json(&status, !args.watch)?,
-            Ok(status) => render(&status, now(), page::coloured()),
+            Ok(status) => render(&status, unix_now(), page::coloured()),
             // Someone who watches wants to see the agent come back.
             Err(error @ (ClientError::NotRunning | ClientError::NotAnswering { .. } | ClientError::Io { .. }))
                 if args.watch && !args.json =>
@@ -50,10 +51,6 @@ pub fn run(args: Args, dirs: &Dirs) -> Result<(), Failure> {
         std::thread::sleep(Duration::from_secs(1));
         status = Client::connect(&dirs.run).and_then(|mut client| client.status());
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn json(status: &Status, pretty: bool) -> Result<String, Failure> {

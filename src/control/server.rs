@@ -22,7 +22,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -42,6 +42,7 @@ use tokio::sync::mpsc;
 use super::connections::{self, Caller};
 use super::socket::{BindError, Listener};
 use super::{Agent, RunLock, api, metrics};
+use crate::clock::unix_now;
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "control.sock";
@@ -133,7 +134,7 @@ async fn agents<A: Agent>(State(agent): State<Arc<A>>, Extension(caller): Extens
 }
 
 async fn metrics_page<A: Agent>(State(agent): State<Arc<A>>) -> Response {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = unix_now();
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&agent.status().await, now)).into_response()
 }
 

@@ -5,9 +5,9 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Edit, Error, Kind, create, create_dir, io_error, remove, replace, show, source};
+use crate::clock::unix_now;
 use crate::config::edit;
 use crate::config::{Config, Problem};
 use crate::enroll::invitation::{Invitation, State};
@@ -26,7 +26,7 @@ fn path(state_dir: &Path, id: &str) -> PathBuf {
 /// # Errors
 /// As [`load`].
 pub fn promised(state_dir: &Path) -> Result<Vec<IpAddr>, Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = unix_now();
     let pending = load(state_dir)?.into_iter().filter(|one| one.pending(now));
     Ok(pending.flat_map(|one| one.addresses).collect())
 }

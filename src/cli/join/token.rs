@@ -7,7 +7,8 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use super::super::{Dirs, Failure};
-use super::{refused, unix_now};
+use super::refused;
+use crate::clock::unix_now;
 use crate::enroll::accept;
 use crate::enroll::token::{MAX_TEXT, Token, TokenError};
 use crate::store;

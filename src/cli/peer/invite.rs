@@ -4,7 +4,6 @@
 //! record is written before the token is shown, and the running agent knows of it by then.
 
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use zeroize::Zeroizing;
@@ -13,6 +12,7 @@ use super::super::conf::print_once;
 use super::super::{Dirs, Failure};
 use super::Reload;
 use super::add::{Args, said_of_flags, unknown_yet};
+use crate::clock::unix_now;
 use crate::config::{self, Config, Endpoint, Files, SourceFile, assign, edit, quote, value};
 use crate::enroll::invitation::{Invitation, Terms};
 use crate::enroll::token::Token;
@@ -81,7 +81,7 @@ pub fn make(args: &Args, dirs: &Dirs, reload: impl Reload) -> Result<Invited, Fa
     let files = store::read(&dirs.config)?;
     let config = config::parse(&files).map_err(store::Error::Invalid)?;
     unknown_yet(&args.name, &config, dirs)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = unix_now();
     let mut pending = invitations::load(&dirs.state)?;
     pending.retain(|other| other.pending(now));
     refuse_second(&args.name, &pending)?;

@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use super::super::conf::ask;
 use super::super::show::{all_of, columns};
 use super::super::{Dirs, Failure, ask as agent, print, print_json};
+use crate::clock::unix_now;
 use crate::config::quote;
 use crate::control::api::Decision;
 use crate::control::client::{Client, ClientError};
@@ -219,8 +219,4 @@ fn rough(seconds: u64) -> String {
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
     }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
