@@ -533,10 +533,12 @@ fn a_flood_from_one_source_costs_few_cookies() {
     network.flood(spoofed(600), target, &initiation);
     let before = network.sent_of(message::COOKIE_REPLY, 1);
     network.flood(std::iter::repeat_n(source, 20_000), target, &initiation);
-    assert_eq!(network.sent_of(message::COOKIE_REPLY, 1), before + 5);
-    // Somebody else is asked for a cookie in the same second.
-    network.deliver(([198, 51, 200, 2], 1000).into(), target, &initiation);
-    assert_eq!(network.sent_of(message::COOKIE_REPLY, 1), before + 6);
+    // Fewer where one of the many before shares its bucket, as one flood in forty does.
+    let cookies = network.sent_of(message::COOKIE_REPLY, 1) - before;
+    assert!((3..=5).contains(&cookies), "{cookies} cookies");
+    // Others are asked for a cookie in the same second.
+    network.flood(spoofed(900).skip(890), target, &initiation);
+    assert!(network.sent_of(message::COOKIE_REPLY, 1) >= before + cookies + 9);
 }
 
 #[test]
