@@ -60,6 +60,8 @@ use running::{Changing, Running, Shown};
 
 /// How often names of silent peers are looked at, and the kernel is compared with the plan though it told of no change.
 const TEND: Duration = Duration::from_secs(5);
+/// Seconds from one handshake to the next, for tests alone.
+const REKEY_AFTER: &str = "MESHD_TEST_REKEY_AFTER";
 
 /// How `meshd up` was asked to run.
 #[derive(Debug, Clone, Copy)]
@@ -251,7 +253,12 @@ async fn build(
         .map_err(|error| no_interface(&config.host.interface, &error))?;
     let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
-    let device = Arc::new(Device::new(config.private_key.clone(), config.host.mtu, now));
+    let device = Device::new(config.private_key.clone(), config.host.mtu, now);
+    let rekey_after = std::env::var(REKEY_AFTER).ok().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    let device = Arc::new(match rekey_after {
+        Some(rekey_after) => device.rekeying_after(rekey_after),
+        None => device,
+    });
     device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
     let exits = Exits::new(Arc::clone(config), now);

@@ -8,7 +8,7 @@
 //! | `agent` | the supervisor |
 //! | `failure`, `clock` | how a command fails; the time of day |
 //! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
-//! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
+//! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `express`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
 pub mod bench;
@@ -20,6 +20,7 @@ pub mod control;
 pub mod dataplane;
 pub mod doctor;
 pub mod enroll;
+pub mod express;
 pub mod failure;
 pub mod host;
 pub mod key;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::config::{Config, Endpoint, Peer};
+use crate::express::{Ability, Reason};
 use crate::tunnel::{Device, PeerSettings};
 
 /// A name server that does not answer must not hold up the start: the peer is called once it does.
@@ -36,6 +37,7 @@ impl Endpoints {
     pub(super) async fn settings(&mut self, config: &Config) -> Vec<PeerSettings> {
         let unknown = config.peers.iter().filter_map(name).filter(|name| self.addr(name).is_none());
         self.look_up(unknown.collect()).await;
+        let cpu = Ability::of_this_cpu();
         let settings = |peer: &Peer| PeerSettings {
             public_key: peer.public_key,
             preshared_key: peer.preshared_key.clone(),
@@ -49,6 +51,7 @@ impl Endpoints {
             deliver: peer.trusted(),
             via: peer.via.as_ref().and_then(|name| Some(config.peer(name)?.public_key)),
             next: peer.next.clone(),
+            express: if config.host.express && peer.express { cpu } else { Ability::Unable(Reason::Off) },
         };
         config.peers.iter().map(settings).collect()
     }

@@ -51,6 +51,8 @@ pub enum Kind {
     Direct = 7,
     /// Agrees on new keys: see [`crate::mesh::rotate`].
     Rotate = 8,
+    /// Agrees on keys for data: see [`crate::express`]. Taken by the tunnel itself, and neither repeated nor answered here.
+    Express = 9,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             6 => Self::News,
             7 => Self::Direct,
             8 => Self::Rotate,
+            9 => Self::Express,
             _ => return None,
         })
     }

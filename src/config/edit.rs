@@ -25,6 +25,7 @@ pub fn peer(peer: &Peer) -> String {
     set("persistent_keepalive", peer.persistent_keepalive.map(|seconds| i64::from(seconds).into()));
     set("client", peer.client.then(|| true.into()));
     set("allow", peer.allow.as_ref().map(|allow| strings(allow)));
+    set("express", (!peer.express).then(|| "off".into()));
     set("via", peer.via.as_deref().map(Value::from));
     set("introduced_by", peer.introduced_by.as_deref().map(Value::from));
     set("inviter_key", peer.inviter_key.map(|key| key.to_string().into()));

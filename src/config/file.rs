@@ -112,6 +112,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
         let workers = reader.integer(&mut top, "workers", 1..=MAX_WORKERS, "");
         let copy_dscp = reader.boolean(&mut top, "copy_dscp");
         let domain = reader.string(&mut top, "domain", value::domain);
+        let express = reader.string(&mut top, "express", value::express);
         let bridges = reader.sections(&mut top, "bridge").into_iter().map(|at| bridge(reader, at)).collect::<Vec<_>>();
         let lans = reader.sections(&mut top, "lan").into_iter().map(|at| lan(reader, at)).collect::<Vec<_>>();
         let exit = reader.section(&mut top, "exit").map(|at| exit(reader, at));
@@ -132,6 +133,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
             exit,
             publish: publish.into_iter().flatten().collect(),
             domain: domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
+            express: express.unwrap_or(true),
         })
     })
 }
@@ -257,6 +259,7 @@ fn peer(
         let client = reader.boolean(&mut top, "client");
         let allow = reader.strings(&mut top, "allow", allow::allow);
         let lans = reader.strings(&mut top, "lans", value::subnet);
+        let express = reader.string(&mut top, "express", value::express);
         let via = reader.string(&mut top, "via", |name| Ok(name.to_owned()));
         let introduced_by = reader.string(&mut top, "introduced_by", |name| Ok(name.to_owned()));
         let inviter_key = key(reader, &mut top, "inviter_key");
@@ -280,6 +283,7 @@ fn peer(
             lans: lans.unwrap_or_default(),
             via,
             introduced_by,
+            express: express.unwrap_or(true),
             inviter_key,
             next,
         })

@@ -74,6 +74,8 @@ pub struct Host {
     pub publish: Vec<Publish>,
     /// What names of hosts and containers end in.
     pub domain: String,
+    /// Whether data may go under express keys, where both sides can.
+    pub express: bool,
 }
 
 /// A container bridge of this host.
@@ -182,6 +184,8 @@ pub struct Peer {
     pub inviter_key: Option<VerifyingKey>,
     /// What a rotation under way brings.
     pub next: NextKeys,
+    /// Whether data between it and this host may go under express keys, where both can.
+    pub express: bool,
 }
 
 impl Peer {

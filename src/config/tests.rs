@@ -73,6 +73,7 @@ fn nothing_more() -> Peer {
         lans: Vec::new(),
         via: None,
         introduced_by: None,
+        express: true,
         inviter_key: None,
         next: NextKeys::default(),
     }
@@ -151,6 +152,7 @@ to = "10.89.2.10:443"
                     to: "10.89.2.10:443".parse().unwrap()
                 }],
                 domain: "mesh".to_owned(),
+                express: true,
             },
             private_key: OWN.parse().unwrap(),
             peers: vec![
@@ -228,7 +230,7 @@ to = "10.89.2.10"
             "meshd.toml:4: listen_port 70000: expected 0 to 65535; 0 picks one",
             "meshd.toml:5: mtu: expected a whole number, found the string \"1420\"",
             "meshd.toml:6: unknown key \"colour\"; known keys: name, interface, addresses, listen_port, endpoint, mtu, \
-             workers, copy_dscp, domain, bridge, lan, exit, publish",
+             workers, copy_dscp, domain, express, bridge, lan, exit, publish",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
             "meshd.toml:11: bridge \"br0\": egress: expected a string or a list of strings, found true",
@@ -501,7 +503,7 @@ fn a_hostile_peer_is_refused_before_anything_is_applied() {
         &[
             "peers/vps.toml:2: endpoint \"\\u{1b}[2Jvps\": expected HOST:PORT such as vps.example.net:51820",
             "peers/vps.toml:3: unknown key \"\\u{1b}[2J\"; known keys: public_key, preshared_key, preshared_key_file, endpoint, \
-         addresses, subnets, persistent_keepalive, client, allow, lans, via, introduced_by, inviter_key, next_public_key, next_preshared_key, next_inviter_key, former_public_key",
+         addresses, subnets, persistent_keepalive, client, allow, lans, express, via, introduced_by, inviter_key, next_public_key, next_preshared_key, next_inviter_key, former_public_key",
         ],
     );
 }

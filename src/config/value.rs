@@ -22,6 +22,15 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whether express sessions are agreed on.
+pub fn express(text: &str) -> Result<bool, String> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected \"auto\" or \"off\"".into()),
+    }
+}
+
 /// What names in the mesh end in: one or more labels.
 pub fn domain(text: &str) -> Result<String, String> {
     if text.len() <= 190 && text.split('.').all(|label| name(label).is_ok()) {

@@ -230,6 +230,7 @@ impl Invitation {
             lans: self.lans.clone(),
             via: None,
             introduced_by: None,
+            express: true,
             inviter_key: None,
             next: NextKeys::default(),
         }

@@ -122,6 +122,7 @@ impl Member {
             lans: self.lans.clone(),
             via: None,
             introduced_by: None,
+            express: true,
             inviter_key: None,
             next: NextKeys::default(),
         })

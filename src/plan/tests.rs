@@ -31,6 +31,7 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
         lans: Vec::new(),
         via: None,
         introduced_by: None,
+        express: true,
         inviter_key: None,
         next: NextKeys::default(),
     }
@@ -55,6 +56,7 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
         exit: None,
         publish: Vec::new(),
         domain: "mesh".to_owned(),
+        express: true,
     };
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }

@@ -30,7 +30,7 @@ const LETTERS: Duration = Duration::from_millis(400);
 const BARE_HEADER: usize = 4;
 /// What a sealed packet is longer than its plain text: WireGuard's header and tag.
 const SEAL: usize = 32;
-/// No peer's index: it would have 24 bits.
+/// No peer's index: it would have 23 bits.
 const NO_PEER: u32 = u32::MAX;
 /// Jumbo frames and no more, for it lies on the stack.
 const MAX_LOAD: usize = 9216;
@@ -107,12 +107,17 @@ impl Agents {
         own: Ipv6Addr,
         peer: &Peer,
         session: &mut Session,
+        express: bool,
         out: &mut Outbox,
         now: Instant,
     ) -> bool {
         let Some(message) = Message::parse_packet(packet, peer.address, own) else { return false };
         if message.kind != Kind::Probe {
             session.agent = true;
+            if message.kind == Kind::Express {
+                let wanted = !express && session.letters.take(LETTER, LETTERS, now).is_ok();
+                return wanted && session.take_express(message.body, out, now);
+            }
             // Only who is no peer yet asks to become one.
             let wanted = message.kind != Kind::Enroll || message.answer;
             return wanted
@@ -121,6 +126,7 @@ impl Agents {
         }
         let run = self.run.load();
         let Some(run) = run.as_ref().filter(|run| run.peer == peer.key) else { return false };
+        session.data.1 = true;
         match run.take(Route::Tunnel, message.body, packet.len(), now) {
             Taken::Refused => false,
             Taken::Kept => true,
@@ -227,6 +233,7 @@ impl Device {
         let mtu = usize::from(self.mtu.load(Ordering::Relaxed)).clamp(OVERHEAD + PROBE_LEN, MAX_LOAD);
         let (mut body, mut packet) = ([0; MAX_LOAD + SEAL], [0; MAX_LOAD]);
         let mut session = peer.lock();
+        session.data.0 |= run.terms.route == Route::Tunnel;
         let Some(path) = session.path().filter(|path| path.remote == run.remote) else { return false };
         for probe in probes {
             body[..PROBE_LEN].copy_from_slice(&probe);

@@ -22,6 +22,7 @@ use super::peer::{Peer, Session};
 use super::table::Table;
 use super::{Device, PeerSettings, lock};
 use crate::channel::{Kind, MAX_BODY, Message, OVERHEAD};
+use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PresharedKey, PublicKey};
 use crate::packet::segment::PADDING;
 
@@ -123,6 +124,7 @@ impl Guests {
                 deliver: false,
                 via: None,
                 next: NextKeys::default(),
+                express: Ability::Unable(Reason::Off),
             };
             Arc::new(Peer::new(&table.own(), settings, Table::free_index(&taken), now))
         });

@@ -20,6 +20,7 @@
 mod agents;
 mod batch;
 mod egress;
+mod express;
 mod flows;
 mod gate;
 mod guests;
@@ -31,6 +32,7 @@ mod relay;
 mod rotation;
 mod snapshot;
 mod table;
+mod timers;
 #[cfg(all(test, feature = "virtual-time"))]
 mod virtual_time;
 
@@ -38,7 +40,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -53,11 +55,13 @@ pub use rotation::Standing;
 pub use snapshot::{PeerSnapshot, PeerState};
 
 use crate::channel::address;
+use crate::express::{Ability, Contribution, INDEX};
 use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
 use crate::packet::{ecn, ip};
 use egress::{Beyond, Foreign};
+use express::{Arriving, Departing};
 use flows::Flows;
 use gate::Gate;
 use handshake::Handshakes;
@@ -95,6 +99,8 @@ pub struct PeerSettings {
     pub via: Option<PublicKey>,
     /// Keys that take the place of the present ones (`rotation`).
     pub next: NextKeys,
+    /// Whether data may go under express keys.
+    pub express: Ability,
 }
 
 /// Packets that went nowhere, by reason. The kernel's WireGuard shows the same as interface errors.
@@ -128,6 +134,7 @@ pub struct Device {
     mtu: AtomicU16,
     /// What the outer header takes of the inner traffic class.
     copied: AtomicU8,
+    rekey_after: Duration,
     handshakes: Handshakes,
     flows: Flows,
     knocks: Knocks,
@@ -148,6 +155,7 @@ impl Device {
             changing: Mutex::new(()),
             mtu: mtu.into(),
             copied: ecn::MASK.into(),
+            rekey_after: timers::REKEY_AFTER_TIME,
             handshakes: Handshakes::default(),
             flows: Flows::default(),
             knocks: Knocks::default(),
@@ -155,6 +163,12 @@ impl Device {
             agents: Agents::default(),
             guests: Guests::default(),
         }
+    }
+
+    /// Has sessions renewed this long after their handshake instead of REKEY_AFTER_TIME, for tests.
+    #[must_use]
+    pub fn rekeying_after(self, rekey_after: Duration) -> Self {
+        Self { rekey_after, ..self }
     }
 
     /// Seals what one read of the TUN device delivered: `buffer[..len]` behind its virtio `header`. `buffer` has 16
@@ -167,16 +181,31 @@ impl Device {
             None => table.route_beyond(&buffer[..len], &self.flows).filter(|peer| !peer.relay.carries()),
         };
         let Some(peer) = peer else { return count(&self.drops.unroutable) };
-        let mut session = peer.lock();
         let mtu = self.mtu.load(Ordering::Relaxed).into();
         let class = ecn::traffic_class(&buffer[..len]) & self.copied.load(Ordering::Relaxed);
-        let cut = segment(header, buffer, len, mtu, |packet| match session.seal(packet, class, out, now) {
+        let cut = if let Some(mut departing) = Departing::to(peer, now) {
+            segment(header, buffer, len, mtu, |packet| {
+                if !departing.seal(packet, class, out) {
+                    self.seal_under_wireguard(&mut peer.lock(), packet, class, out, now);
+                }
+            })
+        } else {
+            let mut session = peer.lock();
+            session.data.0 = true;
+            segment(header, buffer, len, mtu, |packet| self.seal_under_wireguard(&mut session, packet, class, out, now))
+        };
+        if cut.is_err() {
+            count(&self.drops.malformed);
+        }
+    }
+
+    #[allow(clippy::inline_always, reason = "a call for each packet is not free")]
+    #[inline(always)]
+    fn seal_under_wireguard(&self, session: &mut Session, packet: &[u8], class: u8, out: &mut Outbox, now: Instant) {
+        match session.seal(packet, class, out, now) {
             Ok(()) => {}
             Err(Unsealed::Unreachable) => count(&self.drops.unreachable),
             Err(Unsealed::Unanswered) => count(&self.drops.unanswered),
-        });
-        if cut.is_err() {
-            count(&self.drops.malformed);
         }
     }
 
@@ -192,8 +221,9 @@ impl Device {
     ) -> bool {
         let table = self.table.load();
         let Datagrams { path, traffic_class, .. } = datagrams;
-        let (held, proven, foreign) = (None, None, Foreign::default());
-        let mut opener = Opener { device: self, table: &table, path, traffic_class, now, wall, held, proven, foreign };
+        let judge =
+            Judge { device: self, table: &table, traffic_class, now, proven: None, foreign: Foreign::default() };
+        let mut opener = Opener { judge, path, now, wall, held: None, arriving: None };
         let mut set_aside = false;
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
@@ -236,8 +266,15 @@ impl Device {
         self.guests.tick(now);
         let table = self.table.load();
         for peer in table.peers.values() {
-            let lost = peer.lock().tick(out, now);
+            let mut session = peer.lock();
+            let lost = session.tick(out, self.rekey_after, now);
+            let short = session.agreement.is_short();
+            drop(session);
             self.drops.unanswered.fetch_add(lost as u64, Ordering::Relaxed);
+            // Not under the lock: random numbers take a system call.
+            if short && let Ok(contribution) = Contribution::generate() {
+                peer.lock().agreement.supply(contribution);
+            }
             if out.is_full() {
                 send(out);
             }
@@ -380,67 +417,64 @@ impl Device {
 
 /// One call of [`Device::open`]: what is looked up once per run of one peer's messages, not once per message.
 struct Opener<'t> {
-    device: &'t Device,
-    table: &'t Table,
+    judge: Judge<'t>,
     path: Path,
-    traffic_class: u8,
     now: Instant,
     wall: SystemTime,
-    /// The peer of the previous data message, still locked.
+    /// The peer of the previous data message under WireGuard's own session, still locked.
     held: Option<(&'t Arc<Peer>, MutexGuard<'t, Session>)>,
-    /// The source address last found to be the held peer's, or of one whose relay it is.
-    proven: Option<IpAddr>,
-    /// The same for addresses beyond the mesh.
-    foreign: Foreign,
+    /// The same of one under express keys, not locked.
+    arriving: Option<Arriving<'t>>,
 }
 
 impl Opener<'_> {
     fn data(&mut self, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
-        let Some(index) = message::receiver(datagram) else { return false };
+        match message::receiver(datagram) {
+            Some(index) if index & INDEX == 0 => self.under_wireguard(index, datagram, inbox, out),
+            Some(index) => self.under_express(index, datagram, inbox, out),
+            None => false,
+        }
+    }
+
+    fn under_wireguard(&mut self, index: u32, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
         if self.held.as_ref().is_none_or(|(peer, _)| peer.index != index >> 8) {
-            self.held = None;
-            self.proven = None;
-            self.foreign = Foreign::default();
-            let Some(peer) = self.table.receiver(index) else { return self.guest(index, datagram, inbox) };
+            (self.held, self.arriving) = (None, None);
+            self.judge.forget();
+            let Some(peer) = self.judge.table.receiver(index) else { return self.guest(index, datagram, inbox) };
             self.held = Some((peer, peer.lock()));
         }
         let Some((peer, session)) = &mut self.held else { return false };
         match session.open(datagram, self.path, inbox, self.now, self.wall) {
             Opened::Refused => return false,
             Opened::Keepalive => {}
-            Opened::Packet(len) => {
-                let packet = &mut inbox.spare()[..len];
-                let source = ip::source(packet);
-                let may_send = |source| {
-                    if self.proven == Some(source) {
-                        return true;
-                    }
-                    if self.foreign.source() != Some(source)
-                        && let Some(owner) = self.table.route(source)
-                    {
-                        let own = Arc::ptr_eq(owner, peer) || owner.relay.is(peer.index);
-                        self.proven = own.then_some(source);
-                        return own;
-                    }
-                    let (flows, deliver) = (&self.device.flows, session.settings().deliver);
-                    self.foreign.admits(self.table, flows, peer, deliver, packet, self.now)
-                };
-                if address::is_destination(packet) {
-                    if !self.device.agents.tunnelled(packet, self.table.address, peer, session, out, self.now) {
-                        count(&self.device.drops.refused);
-                    }
-                } else if source.is_some_and(may_send) {
-                    if ecn::decapsulate(packet, self.traffic_class) {
-                        inbox.commit(len);
-                    } else {
-                        count(&self.device.drops.congested);
-                    }
-                } else {
-                    count(&self.device.drops.spoofed);
-                }
-            }
+            Opened::Packet(len) => match self.judge.judge(peer, len, inbox) {
+                Judged::ForAgent => self.judge.tell_agent((peer, session, false), len, inbox, out),
+                Judged::Kept => session.data.1 = true,
+                Judged::Dropped => {}
+            },
         }
         session.drain(out, self.now);
+        true
+    }
+
+    fn under_express(&mut self, index: u32, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
+        if self.arriving.as_ref().is_none_or(|arriving| arriving.index != index) {
+            // What is opened may take the lock.
+            (self.held, self.arriving) = (None, None);
+            self.judge.forget();
+            let Some(peer) = self.judge.table.receiver(index) else { return false };
+            self.arriving = Arriving::under(index, peer, self.path);
+        }
+        let Some(arriving) = &mut self.arriving else { return false };
+        let Some(padded) = arriving.open(datagram, self.path, inbox, out, self.now) else { return false };
+        if padded == 0 {
+            return true;
+        }
+        let peer = arriving.peer;
+        let Some(len) = ip::Ip::parse(&inbox.spare()[..padded]).map(|ip| ip.len) else { return false };
+        if let Judged::ForAgent = self.judge.judge(peer, len, inbox) {
+            self.judge.tell_agent((peer, &mut peer.lock(), true), len, inbox, out);
+        }
         true
     }
 
@@ -448,21 +482,100 @@ impl Opener<'_> {
     #[cold]
     #[inline(never)]
     fn guest(&self, index: u32, datagram: &[u8], inbox: &mut Inbox) -> bool {
-        let Some(peer) = self.device.guests.receiver(index) else { return false };
+        let guests = &self.judge.device.guests;
+        let Some(peer) = guests.receiver(index) else { return false };
         let mut session = peer.lock();
         let taken = match session.open(datagram, self.path, inbox, self.now, self.wall) {
             Opened::Refused => false,
             Opened::Keepalive => true,
             Opened::Packet(len) => {
-                let (guests, packet) = (&self.device.guests, &inbox.spare()[..len]);
-                guests.take(packet, self.table.address, &peer, &mut session, self.now)
+                guests.take(&inbox.spare()[..len], self.judge.table.address, &peer, &mut session, self.now)
             }
         };
         drop(session);
         if taken {
-            self.device.guests.announce();
+            guests.announce();
         }
         taken
+    }
+}
+
+/// What becomes of opened packets.
+struct Judge<'t> {
+    device: &'t Device,
+    table: &'t Table,
+    traffic_class: u8,
+    now: Instant,
+    /// The source address last found to be the peer's, or of one whose relay it is.
+    proven: Option<IpAddr>,
+    /// The same for addresses beyond the mesh.
+    foreign: Foreign,
+}
+
+enum Judged {
+    /// It is in the inbox.
+    Kept,
+    /// It is for this agent.
+    ForAgent,
+    /// It is counted.
+    Dropped,
+}
+
+impl Judge<'_> {
+    /// The next packet is of another peer.
+    fn forget(&mut self) {
+        self.proven = None;
+        self.foreign = Foreign::default();
+    }
+
+    /// Judges the packet of this length at the start of the inbox's spare room, and keeps it if it may be.
+    #[allow(clippy::inline_always, reason = "a call for each packet is not free")]
+    #[inline(always)]
+    fn judge(&mut self, peer: &Arc<Peer>, len: usize, inbox: &mut Inbox) -> Judged {
+        let packet = &mut inbox.spare()[..len];
+        if address::is_destination(packet) {
+            return Judged::ForAgent;
+        }
+        if !ip::source(packet).is_some_and(|source| self.may_send(peer, source, packet)) {
+            count(&self.device.drops.spoofed);
+            return Judged::Dropped;
+        }
+        if !ecn::decapsulate(packet, self.traffic_class) {
+            count(&self.device.drops.congested);
+            return Judged::Dropped;
+        }
+        inbox.commit(len);
+        Judged::Kept
+    }
+
+    #[allow(clippy::inline_always, reason = "a call for each packet is not free")]
+    #[inline(always)]
+    fn may_send(&mut self, peer: &Arc<Peer>, source: IpAddr, packet: &[u8]) -> bool {
+        if self.proven == Some(source) {
+            return true;
+        }
+        if self.foreign.source() != Some(source)
+            && let Some(owner) = self.table.route(source)
+        {
+            let own = Arc::ptr_eq(owner, peer) || owner.relay.is(peer.index);
+            self.proven = own.then_some(source);
+            return own;
+        }
+        self.foreign.admits(self.table, &self.device.flows, peer, peer.deliver, packet, self.now)
+    }
+
+    /// Hands the agent a packet that came under express keys or not.
+    fn tell_agent(
+        &self,
+        (peer, session, express): (&Peer, &mut Session, bool),
+        len: usize,
+        inbox: &mut Inbox,
+        out: &mut Outbox,
+    ) {
+        let (agents, own) = (&self.device.agents, self.table.address);
+        if !agents.tunnelled(&inbox.spare()[..len], own, peer, session, express, out, self.now) {
+            count(&self.device.drops.refused);
+        }
     }
 }
 

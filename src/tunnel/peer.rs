@@ -8,15 +8,19 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
+use super::express::Ticked;
 use super::handshake::LONGEST;
 use super::relay::Relay;
 use super::rotation::{Identity, Other, Own};
+use super::timers::Timers;
 use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
+use crate::express::{Agreement, Lanes};
 use crate::key::PublicKey;
 
 /// REKEY_TIMEOUT of the whitepaper: a handshake unanswered for longer has lost a message at least.
@@ -26,12 +30,18 @@ pub(super) struct Peer {
     pub(super) key: PublicKey,
     /// What that is to become.
     pub(super) next_key: Option<PublicKey>,
-    /// The upper 24 bits of every receiver index that this peer is told.
+    /// 23 bits, above the lowest 8 of every receiver index that this peer is told.
     pub(super) index: u32,
     /// Of its agent.
     pub(super) address: Ipv6Addr,
     /// Through whom its packets go.
     pub(super) relay: Arc<Relay>,
+    /// Whether it may bring what strangers send to containers here.
+    pub(super) deliver: bool,
+    /// What workers need of it without a lock.
+    pub(super) lanes: Arc<Lanes>,
+    /// Where it is, likewise; [`Session`] moves it.
+    pub(super) path: Arc<ArcSwapOption<Path>>,
     /// The tables before and after a change have it in common.
     pub(super) session: Arc<Mutex<Session>>,
 }
@@ -69,6 +79,17 @@ pub(super) struct Session {
     last_traversal: Instant,
     /// When the last authenticated packet came.
     heard: Option<Instant>,
+    /// The peer's.
+    pub(super) lanes: Arc<Lanes>,
+    shared_path: Arc<ArcSwapOption<Path>>,
+    pub(super) agreement: Agreement,
+    pub(super) timers: Timers,
+    /// The peer is to be asked for a handshake, so that it may begin an agreement.
+    pub(super) wants_handshake: bool,
+    /// Data that left and came under WireGuard's own session since the last tick.
+    pub(super) data: (bool, bool),
+    /// Bytes that had at the last tick.
+    pub(super) ticked: Ticked,
 }
 
 /// Packets that boringtun keeps for a session to come (its `MAX_QUEUE_DEPTH`); of more it says nothing.
@@ -107,7 +128,10 @@ impl Opened {
 impl Peer {
     pub(super) fn new(own: &Own<'_>, settings: PeerSettings, index: u32, now: Instant) -> Self {
         let identity = own.with(&settings);
-        let session = Session {
+        let (lanes, path) = (Arc::<Lanes>::default(), Arc::<ArcSwapOption<Path>>::default());
+        let agreement =
+            Agreement::new(Arc::clone(&lanes), index, own.public_key, settings.public_key, settings.express);
+        let mut session = Session {
             tunn: own.tunn(&identity, index),
             identity,
             own: own.public_key,
@@ -115,7 +139,7 @@ impl Peer {
             hint: false,
             lost: 0,
             index,
-            path: settings.endpoint.map(|remote| Path { remote, local: None }),
+            path: None,
             settings,
             letters: Allowance::new(),
             agent: false,
@@ -127,15 +151,28 @@ impl Peer {
             queued: 0,
             last_traversal: now,
             heard: None,
+            lanes: Arc::clone(&lanes),
+            shared_path: Arc::clone(&path),
+            agreement,
+            timers: Timers::default(),
+            wants_handshake: false,
+            data: (false, false),
+            ticked: Ticked::default(),
         };
-        let PeerSettings { public_key: key, next, .. } = &session.settings;
-        let (key, next_key) = (*key, next.public_key);
+        if let Some(remote) = session.settings.endpoint {
+            session.set_endpoint(remote);
+        }
+        let PeerSettings { public_key: key, next, deliver, .. } = &session.settings;
+        let (key, next_key, deliver) = (*key, next.public_key, *deliver);
         Self {
             key,
             next_key,
             index,
             address: address::of(&key),
             relay: Arc::default(),
+            deliver,
+            lanes,
+            path,
             session: Arc::new(Mutex::new(session)),
         }
     }
@@ -155,13 +192,21 @@ impl Session {
         if let Some(remote) = settings.endpoint.filter(|_| settings.endpoint != self.settings.endpoint) {
             self.set_endpoint(remote);
         }
+        self.set_express(settings.express);
         self.settings = settings;
         self.follow_keys(own);
     }
 
     pub(super) fn set_endpoint(&mut self, remote: SocketAddr) {
         if self.path.map(|path| path.remote) != Some(remote) {
-            self.path = Some(Path { remote, local: None });
+            self.move_to(Path { remote, local: None });
+        }
+    }
+
+    pub(super) fn move_to(&mut self, path: Path) {
+        if self.path != Some(path) {
+            self.path = Some(path);
+            self.shared_path.store(Some(Arc::new(path)));
         }
     }
 
@@ -174,6 +219,12 @@ impl Session {
     }
 
     pub(super) fn counters(&self) -> (u64, u64) {
+        let express = self.lanes.counts();
+        (self.rx_bytes + express.rx_bytes, self.tx_bytes + express.tx_bytes)
+    }
+
+    /// The same of what went under WireGuard's own session, handshakes included.
+    pub(super) fn own_counters(&self) -> (u64, u64) {
         (self.rx_bytes, self.tx_bytes)
     }
 
@@ -248,7 +299,7 @@ impl Session {
     /// Seals a packet of this agent's own. False when it goes nowhere.
     #[inline(never)]
     pub(super) fn say(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
-        !self.waits_for_a_call() && self.seal(packet, 0, out, now).is_ok()
+        !self.waits_for_a_call() && (self.say_express(packet, out, now) || self.seal(packet, 0, out, now).is_ok())
     }
 
     /// Seals one packet, or queues it and begins a handshake.
@@ -302,7 +353,7 @@ impl Session {
         self.authenticated(datagram.len(), path, now);
         // A first packet under a new session confirms the response (whitepaper, section 5.4.6).
         if self.responded.is_some() && self.responded == message::receiver(datagram) {
-            self.established(wall);
+            self.established(false, now, wall);
         }
         opened
     }
@@ -352,7 +403,7 @@ impl Session {
         if sent.kind == message::HANDSHAKE_RESPONSE {
             self.responded = sent.sender;
         } else {
-            self.established(wall);
+            self.established(true, now, wall);
         }
         self.commit(&sent, path, out, now);
         Ok(())
@@ -376,7 +427,7 @@ impl Session {
 
     /// Runs the timers: retransmission, rekey, keepalives, expiry. How many packets waited in vain for a handshake that is
     /// now given up comes back.
-    pub(super) fn tick(&mut self, out: &mut Outbox, now: Instant) -> usize {
+    pub(super) fn tick(&mut self, out: &mut Outbox, rekey_after: Duration, now: Instant) -> usize {
         if !self.others.is_empty() {
             self.tick_others(out, now);
         }
@@ -387,6 +438,7 @@ impl Session {
                 // Gave up after REKEY_ATTEMPT_TIME, or keys older than three times REJECT_AFTER_TIME.
                 self.initiating_since = None;
                 lost += std::mem::take(&mut self.queued);
+                self.agreement.ended();
                 None
             }
             _ => None,
@@ -406,6 +458,7 @@ impl Session {
         if let (Some(sent), Some(path)) = (sent, self.path) {
             self.commit(&sent, path, out, now);
         }
+        self.tick_express(out, rekey_after, now);
         lost
     }
 
@@ -419,7 +472,7 @@ impl Session {
                 .is_some_and(|seconds| !self.has_session() || idle >= Duration::from_secs(seconds.into()))
     }
 
-    fn commit(&mut self, sent: &Sent, path: Path, out: &mut Outbox, now: Instant) {
+    pub(super) fn commit(&mut self, sent: &Sent, path: Path, out: &mut Outbox, now: Instant) {
         if sent.kind == message::HANDSHAKE_INITIATION {
             self.initiating_since.get_or_insert(now);
         }
@@ -432,15 +485,25 @@ impl Session {
         out.commit(sent.len, self.index, path, sent.traffic_class);
     }
 
+    /// Something moved under express keys since the last tick.
+    pub(super) fn moved_beside(&mut self, received: bool, now: Instant) {
+        self.last_traversal = now;
+        if received {
+            self.heard = Some(now);
+        }
+    }
+
     pub(super) fn authenticated(&mut self, len: usize, path: Path, now: Instant) {
-        self.path = Some(path);
+        self.move_to(path);
         self.rx_bytes += len as u64;
         self.last_traversal = now;
         self.heard = Some(now);
     }
 
-    pub(super) fn established(&mut self, wall: SystemTime) {
+    /// There is another session of WireGuard; `initiator` says whether this host asked for it.
+    pub(super) fn established(&mut self, initiator: bool, now: Instant, wall: SystemTime) {
         self.latest_handshake = Some(wall);
+        self.renew_express(initiator, now);
         self.initiating_since = None;
         self.responded = None;
     }

@@ -19,7 +19,7 @@ use super::peer::Peer;
 use super::table::Table;
 use crate::key::PublicKey;
 
-/// No index: those have 24 bits.
+/// No index: those have 23 bits.
 const NONE: u32 = u32::MAX;
 /// The same, of a relay that is no peer.
 const MISSING: u32 = u32::MAX - 1;

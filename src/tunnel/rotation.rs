@@ -103,8 +103,17 @@ impl Peer {
     /// The same peer under other settings, in a table of its own.
     pub(super) fn under(&self, settings: &PeerSettings) -> Self {
         let key = settings.public_key;
-        let (next_key, session, relay) = (settings.next.public_key, Arc::clone(&self.session), Arc::clone(&self.relay));
-        Self { key, next_key, index: self.index, address: address::of(&key), relay, session }
+        Self {
+            key,
+            next_key: settings.next.public_key,
+            index: self.index,
+            address: address::of(&key),
+            relay: Arc::clone(&self.relay),
+            deliver: settings.deliver,
+            lanes: Arc::clone(&self.lanes),
+            path: Arc::clone(&self.path),
+            session: Arc::clone(&self.session),
+        }
     }
 }
 
@@ -129,6 +138,11 @@ impl Session {
                 self.others.push(Other { tunn, identity, role: Role::Candidate { called: false } });
             }
         }
+    }
+
+    /// Whose keys the session is under: this host's and the peer's.
+    pub(super) fn parties(&self) -> (PublicKey, PublicKey) {
+        (self.identity.own, self.identity.peer)
     }
 
     /// Whether the session is under a key that is no longer this host's: it carries what there is, and shakes no hands.
@@ -165,7 +179,7 @@ impl Session {
                 *heard = now;
             }
             self.authenticated(datagram.len(), path, now);
-            self.hint |= !self.take_turn(at, now, wall);
+            self.hint |= !self.take_turn(at, false, now, wall);
             return opened;
         }
         Opened::Refused
@@ -195,7 +209,7 @@ impl Session {
                 self.put(&sent, path, out, now);
                 taken = true;
                 if sent.kind == message::DATA {
-                    self.take_turn(at, now, wall);
+                    self.take_turn(at, true, now, wall);
                     return true;
                 }
             }
@@ -206,13 +220,13 @@ impl Session {
 
     /// One of the others has a session. A candidate sends from now on, when its keys are newer or there is none that sends;
     /// whether it does.
-    fn take_turn(&mut self, at: usize, now: Instant, wall: SystemTime) -> bool {
+    fn take_turn(&mut self, at: usize, initiator: bool, now: Instant, wall: SystemTime) -> bool {
         let Other { identity, role, .. } = &self.others[at];
         let newer = self.rank(identity) > self.rank(&self.identity);
         let turn = matches!(role, Role::Candidate { .. }) && (newer || !self.has_session());
         if turn {
             self.promote(at, now);
-            self.established(wall);
+            self.established(initiator, now, wall);
         }
         turn
     }

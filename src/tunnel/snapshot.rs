@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::peer::{Peer, Session};
 use super::{Device, PeerSettings};
 use crate::config::EVERYTHING;
+use crate::express;
 use crate::key::PublicKey;
 
 /// What is known about a peer at one moment.
@@ -27,6 +28,8 @@ pub struct PeerSnapshot {
     pub unanswered: Duration,
     /// When the last authenticated packet came.
     pub heard: Option<Instant>,
+    /// Its express sessions; their bytes are in the two sums above, too.
+    pub express: express::Snapshot,
     /// Whether its agent has ever written to this one.
     pub agent: bool,
 }
@@ -73,6 +76,7 @@ fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
         relayed: None,
         unanswered: session.unanswered(now),
         heard: session.heard(),
+        express: session.agreement.snapshot(),
         agent: session.agent,
     }
 }

@@ -14,6 +14,7 @@ use super::gate::Gate;
 use super::peer::Peer;
 use super::rotation::Own;
 use crate::channel::address;
+use crate::express;
 use crate::key::{PrivateKey, PublicKey};
 
 /// What the forwarding loop reads.
@@ -84,9 +85,9 @@ impl Table {
         self.peers.get(key).or_else(|| self.peers.values().find(|peer| peer.next_key == Some(*key)))
     }
 
-    /// The peer that was told this receiver index. boringtun keeps its sessions in the lowest 8 bits.
+    /// The peer that was told this receiver index, by a handshake or for an express session. boringtun keeps its sessions in the lowest 8 bits.
     pub(super) fn receiver(&self, index: u32) -> Option<&Arc<Peer>> {
-        self.peer(index >> 8)
+        self.peer((index & !express::INDEX) >> 8)
     }
 
     /// The peer of this index.
@@ -94,9 +95,9 @@ impl Table {
         self.by_index.get(&index)
     }
 
-    /// An index that is not in `taken`. Random, so that it tells nothing about how many peers there are.
+    /// An index of 23 bits that is not in `taken`, so that the highest bit on the wire is free for [`express::INDEX`]. Random, so that it tells nothing about how many peers there are.
     pub(super) fn free_index(taken: &HashSet<u32>) -> u32 {
         let random = RandomState::new();
-        (0..u32::MAX).map(|n| random.hash_one(n) as u32 >> 8).find(|index| !taken.contains(index)).unwrap_or_default()
+        (0..u32::MAX).map(|n| random.hash_one(n) as u32 >> 9).find(|index| !taken.contains(index)).unwrap_or_default()
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mock_instant::MockClock;
 
 use super::*;
+use crate::express::Ability;
 
 const STEP: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_millis(250);
@@ -88,6 +89,7 @@ impl Network {
             deliver: false,
             via: None,
             next: NextKeys::default(),
+            express: Ability::Able,
         }
     }
 

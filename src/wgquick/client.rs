@@ -78,6 +78,7 @@ pub fn client(config: &Config, client: Client<'_>) -> Result<(config::Peer, Conf
         lans: Vec::new(),
         via: None,
         introduced_by: None,
+        express: true,
         inviter_key: None,
         next: NextKeys::default(),
     };

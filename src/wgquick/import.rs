@@ -90,6 +90,7 @@ fn converted(peer: &Peer, name: &str, own: &[IpNet]) -> config::Peer {
         lans: Vec::new(),
         via: None,
         introduced_by: None,
+        express: true,
         inviter_key: None,
         next: NextKeys::default(),
     }

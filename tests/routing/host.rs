@@ -160,6 +160,7 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
         lans: Vec::new(),
         via: None,
         introduced_by: None,
+        express: true,
         inviter_key: None,
         next: meshd::key::NextKeys::default(),
     }
@@ -180,6 +181,7 @@ fn config(name: &str, addresses: &[&str], bridge: Bridge, peers: Vec<Peer>) -> C
         exit: None,
         publish: Vec::new(),
         domain: "mesh".to_owned(),
+        express: true,
     };
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }

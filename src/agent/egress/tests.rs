@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::{Files, SourceFile};
+use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PrivateKey};
 use crate::tunnel::{PeerSettings, PeerState};
 
@@ -57,6 +58,7 @@ impl Watch {
 
     fn peers(&self) -> Vec<PeerSnapshot> {
         let snapshot = |name: &str| PeerSnapshot {
+            express: crate::express::Snapshot::default(),
             settings: PeerSettings {
                 public_key: key(name),
                 preshared_key: None,
@@ -66,6 +68,7 @@ impl Watch {
                 deliver: true,
                 via: None,
                 next: NextKeys::default(),
+                express: Ability::Unable(Reason::Off),
             },
             latest_handshake: None,
             rx_bytes: 0,

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::channel::{Kind, Letter, Message};
 use crate::config::DEFAULT_MTU;
+use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey, random_bytes};
 use crate::tunnel::{Datagrams, Device, Inbox, Outbox, Path, PeerSettings, Settings};
 
@@ -81,6 +82,7 @@ impl Line {
             deliver: false,
             via: None,
             next: NextKeys::default(),
+            express: Ability::Unable(Reason::Off),
         };
         let settings = Settings { peers: vec![settings], ..Settings::default() };
         device.configure(key, &settings, Instant::now());

@@ -92,6 +92,7 @@ fn peer(args: &Args, config: &Config, taken: &Taken) -> Result<config::Peer, Fai
         lans: Vec::new(),
         via: None,
         introduced_by: None,
+        express: true,
         inviter_key: None,
         next: NextKeys::default(),
     })

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use ipnet::IpNet;
 
 use super::message::{AllowedIpEdit, Edits, PeerEdit};
+use crate::express::Ability;
 use crate::key::PublicKey;
 use crate::tunnel::PeerSettings;
 
@@ -77,6 +78,7 @@ impl Peers {
                 deliver: known.is_some_and(|peer| peer.deliver),
                 via: known.and_then(|peer| peer.via),
                 next: known.map(|peer| peer.next.clone()).unwrap_or_default(),
+                express: known.map_or_else(Ability::of_this_cpu, |peer| peer.express),
             });
         }
         if let Some((settings, _)) = self.0.get_mut(&key) {
@@ -146,6 +148,7 @@ mod tests {
             deliver: false,
             via: None,
             next: NextKeys::default(),
+            express: Ability::of_this_cpu(),
         }
     }
 

@@ -208,6 +208,7 @@ mod tests {
 
     use super::*;
     use crate::control::fake::{hex_of, peer_key};
+    use crate::express::{Ability, Reason};
     use crate::key::NextKeys;
     use crate::tunnel::{PeerSettings, PeerState};
 
@@ -319,11 +320,13 @@ mod tests {
                     deliver: false,
                     via: None,
                     next: NextKeys::default(),
+                    express: Ability::Unable(Reason::Off),
                 },
                 latest_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 7)),
                 rx_bytes: 11,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                express: crate::express::Snapshot::default(),
                 agent: false,
                 relayed: None,
                 tx_bytes: u64::MAX,
@@ -339,11 +342,13 @@ mod tests {
                     deliver: false,
                     via: None,
                     next: NextKeys::default(),
+                    express: Ability::Unable(Reason::Off),
                 },
                 latest_handshake: None,
                 rx_bytes: 0,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                express: crate::express::Snapshot::default(),
                 agent: false,
                 relayed: None,
                 tx_bytes: 0,
@@ -391,6 +396,7 @@ mod tests {
                 deliver: false,
                 via: None,
                 next: NextKeys::default(),
+                express: Ability::Unable(Reason::Off),
             };
             let snapshot = PeerSnapshot {
                 settings: settings.clone(),
@@ -398,6 +404,7 @@ mod tests {
                 rx_bytes: 0,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                express: crate::express::Snapshot::default(),
                 agent: false,
                 relayed: None,
                 tx_bytes: 0,

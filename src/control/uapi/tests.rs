@@ -53,6 +53,7 @@ impl Tunnel for FakeTunnel {
             rx_bytes: 12_345,
             unanswered: std::time::Duration::ZERO,
             heard: None,
+            express: crate::express::Snapshot::default(),
             agent: false,
             relayed: None,
             tx_bytes: 678,

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bench::{Direction, RunId, Terms};
 use crate::channel::address;
+use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PrivateKey};
 use crate::packet::VnetHeader;
 use crate::tunnel::{Datagrams, Inbox, PeerSettings, Settings};
@@ -142,6 +143,7 @@ fn settings(host: &Host) -> PeerSettings {
         deliver: false,
         via: None,
         next: NextKeys::default(),
+        express: Ability::Unable(Reason::Off),
     }
 }
 

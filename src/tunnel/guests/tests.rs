@@ -7,6 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::*;
 use crate::channel::Letter;
+use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PrivateKey};
 use crate::tunnel::{Datagrams, Inbox, Path, Settings};
 
@@ -37,6 +38,7 @@ impl Host {
             deliver: false,
             via: None,
             next: NextKeys::default(),
+            express: Ability::Unable(Reason::Off),
         };
         let settings = Settings { peers: vec![settings], ..Settings::default() };
         guest.device.configure(&guest.key, &settings, Instant::now());
@@ -168,6 +170,7 @@ fn a_guest_says_nothing_else_and_a_peer_does_not_say_that() {
         deliver: false,
         via: None,
         next: NextKeys::default(),
+        express: Ability::Unable(Reason::Off),
     };
     inviter.device.set_peer(peer, Instant::now());
     let mut guest = Host::guest(2, 1002, &inviter);

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::channel::{Kind, Message};
+use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PrivateKey};
 use crate::packet::VnetHeader;
 use crate::tunnel::{Datagrams, Egress, Inbox, Local, Path, PeerSettings, PeerSnapshot, PeerState, Settings, message};
@@ -61,6 +62,7 @@ impl Network {
             deliver: true,
             via: via.map(|relay| self.key(relay)),
             next: NextKeys::default(),
+            express: Ability::Unable(Reason::Off),
         }
     }
 

@@ -1,0 +1,132 @@
+//! What the workers see of a peer's express session, without a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::{ArcSwapOption, Guard};
+
+use super::cipher::{Opener, Sealer};
+
+/// Sessions of a peer that receive: the present one, the next, and two former ones.
+const SLOTS: usize = 4;
+
+/// One peer's.
+#[derive(Default)]
+pub struct Lanes {
+    /// Under which data leaves; none: under WireGuard's own session.
+    sealer: ArcSwapOption<Sealer>,
+    /// By the lowest bits of their indices.
+    openers: [ArcSwapOption<Opener>; SLOTS],
+    /// Under which something came that is not opened; 0: none.
+    stray: AtomicU32,
+    sent: Count,
+    received: Count,
+}
+
+#[derive(Default)]
+struct Count {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Messages and their bytes, keepalives and headers included, since there is the peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages sealed.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Messages opened.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+}
+
+impl Lanes {
+    /// What seals for the peer now.
+    pub fn sealer(&self, now: Instant) -> Option<Guard<Option<Arc<Sealer>>>> {
+        let sealer = self.sealer.load();
+        sealer.as_ref().is_some_and(|sealer| sealer.is_fresh(now)).then_some(sealer)
+    }
+
+    /// What opens under this index.
+    pub fn opener(&self, index: u32) -> Option<Guard<Option<Arc<Opener>>>> {
+        let opener = self.slot(index).load();
+        opener.as_ref().is_some_and(|opener| opener.index() == index).then_some(opener)
+    }
+
+    /// Counts in a batch that was sealed.
+    pub fn sent(&self, sealer: &Sealer, packets: u64, bytes: u64) {
+        sealer.wear(bytes);
+        self.sent.add(packets, bytes);
+    }
+
+    /// Counts in a batch that was opened.
+    pub fn received(&self, packets: u64, bytes: u64) {
+        self.received.add(packets, bytes);
+    }
+
+    /// Whether other keys are wanted for sending.
+    pub fn is_worn(&self) -> bool {
+        self.sealer.load().as_ref().is_some_and(|sealer| sealer.is_worn())
+    }
+
+    /// Something came under an index that is not, or no longer, of use.
+    pub fn note_stray(&self, index: u32) {
+        self.stray.store(index, Ordering::Relaxed);
+    }
+
+    /// So far.
+    pub fn counts(&self) -> Counts {
+        let ((tx_packets, tx_bytes), (rx_packets, rx_bytes)) = (self.sent.get(), self.received.get());
+        Counts { tx_packets, tx_bytes, rx_packets, rx_bytes }
+    }
+
+    pub(super) fn take_stray(&self) -> Option<u32> {
+        let none = self.stray.load(Ordering::Relaxed) == 0;
+        if none { None } else { Some(self.stray.swap(0, Ordering::Relaxed)) }
+    }
+
+    pub(super) fn send_under(&self, sealer: Option<Arc<Sealer>>) {
+        self.sealer.store(sealer);
+    }
+
+    pub(super) fn receive_under(&self, opener: Opener) {
+        self.slot(opener.index()).store(Some(Arc::new(opener)));
+    }
+
+    /// Opens nothing more under this index.
+    pub(super) fn forget(&self, index: u32) {
+        if self.opener(index).is_some() {
+            self.slot(index).store(None);
+        }
+    }
+
+    /// Drops keys that have expired.
+    pub(super) fn expire(&self, now: Instant) {
+        for slot in &self.openers {
+            if slot.load().as_ref().is_some_and(|opener| !opener.is_fresh(now)) {
+                slot.store(None);
+            }
+        }
+        if self.sealer.load().as_ref().is_some_and(|sealer| !sealer.is_fresh(now)) {
+            self.sealer.store(None);
+        }
+    }
+
+    fn slot(&self, index: u32) -> &ArcSwapOption<Opener> {
+        &self.openers[index as usize % SLOTS]
+    }
+}
+
+impl Count {
+    fn add(&self, packets: u64, bytes: u64) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}

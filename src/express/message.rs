@@ -1,0 +1,129 @@
+//! What agents say to each other about express sessions: the bodies of [`Kind::Express`](crate::channel::Kind).
+//!
+//! ```text
+//!  0         1     2        3     4
+//!  +---------+-----+--------+-----+----------------+----------------------------------------
+//!  | version | op  | reason |  0  | index          | by op
+//!  +---------+-----+--------+-----+----------------+----------------------------------------
+//!  Ask        1       0             the asker's      contribution (32)
+//!  Agree      2       0             the asker's      the answerer's index (4), contribution (32)
+//!  Decline    3       why           the asker's
+//!  Stop       4       why           of the receiver
+//! ```
+//!
+//! Indices stand as in the header of transport data: little-endian.
+
+use super::keys::Contribution;
+use super::{INDEX, Reason};
+
+const VERSION: u8 = 1;
+const ASK: u8 = 1;
+const AGREE: u8 = 2;
+const DECLINE: u8 = 3;
+const STOP: u8 = 4;
+const HEAD: usize = 8;
+
+/// The longest.
+pub const LONGEST: usize = 44;
+
+/// One message.
+pub enum Message {
+    /// Keys are wanted.
+    Ask {
+        /// Under which the asker will receive.
+        index: u32,
+        /// The asker's.
+        contribution: Contribution,
+    },
+    /// There are keys.
+    Agree {
+        /// That of the message which is answered.
+        asked: u32,
+        /// Under which the answerer receives.
+        index: u32,
+        /// The answerer's.
+        contribution: Contribution,
+    },
+    /// There will be none in this session of WireGuard.
+    Decline {
+        /// That of the message which is answered; 0 when nothing was asked.
+        asked: u32,
+        /// Why.
+        reason: Reason,
+    },
+    /// Nothing more is opened under an index.
+    Stop {
+        /// Of who says so.
+        index: u32,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// What cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// An Ask of another version.
+    Version {
+        /// The asker's index, if it still stands where it did.
+        asked: u32,
+    },
+    /// Anything else.
+    Malformed,
+}
+
+impl Message {
+    /// Reads one; bytes behind it are not looked at.
+    ///
+    /// # Errors
+    /// When it is of another version or malformed.
+    pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
+        let malformed = Unreadable::Malformed;
+        let (&[version, op, reason, reserved, index @ ..], rest) = body.split_first_chunk::<HEAD>().ok_or(malformed)?;
+        if version != VERSION {
+            let asked = u32::from_le_bytes(index);
+            return Err(if op == ASK { Unreadable::Version { asked } } else { malformed });
+        }
+        if reserved != 0 || matches!(op, ASK | AGREE) && reason != 0 {
+            return Err(malformed);
+        }
+        let index = u32::from_le_bytes(index);
+        let contribution = |bytes: &[u8]| bytes.first_chunk().map(|bytes| Contribution::from_bytes(*bytes));
+        let express = |index: u32| if index & INDEX != 0 { Ok(index) } else { Err(malformed) };
+        Ok(match op {
+            ASK => Self::Ask { index: express(index)?, contribution: contribution(rest).ok_or(malformed)? },
+            AGREE => {
+                let (own, rest) = rest.split_first_chunk().ok_or(malformed)?;
+                let (own, contribution) = (u32::from_le_bytes(*own), contribution(rest).ok_or(malformed)?);
+                Self::Agree { asked: express(index)?, index: express(own)?, contribution }
+            }
+            DECLINE => Self::Decline { asked: index, reason: Reason::of(reason).ok_or(malformed)? },
+            STOP => Self::Stop { index: express(index)?, reason: Reason::of(reason).ok_or(malformed)? },
+            _ => return Err(malformed),
+        })
+    }
+
+    /// Writes it to the start of `to`; its length comes back.
+    pub fn write(&self, to: &mut [u8; LONGEST]) -> usize {
+        let (op, reason, first) = match self {
+            Self::Ask { index, .. } => (ASK, 0, index),
+            Self::Agree { asked, .. } => (AGREE, 0, asked),
+            Self::Decline { asked, reason } => (DECLINE, *reason as u8, asked),
+            Self::Stop { index, reason } => (STOP, *reason as u8, index),
+        };
+        to[..4].copy_from_slice(&[VERSION, op, reason, 0]);
+        to[4..HEAD].copy_from_slice(&first.to_le_bytes());
+        match self {
+            Self::Ask { contribution, .. } => {
+                to[HEAD..HEAD + 32].copy_from_slice(contribution.expose_bytes());
+                HEAD + 32
+            }
+            Self::Agree { index, contribution, .. } => {
+                to[HEAD..HEAD + 4].copy_from_slice(&index.to_le_bytes());
+                to[HEAD + 4..].copy_from_slice(contribution.expose_bytes());
+                LONGEST
+            }
+            Self::Decline { .. } | Self::Stop { .. } => HEAD,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Express sessions on their way through the device: what a worker seals and opens without the session's lock, and what is
+//! done under it with each tick, handshake and message of the peer's agent.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::Guard;
+use boringtun::noise::TunnResult;
+
+use super::batch::{Inbox, Outbox, Path};
+use super::peer::{Peer, Sent, Session};
+use super::timers::{Due, Moved};
+use crate::channel::{Kind, Message, OVERHEAD, address};
+use crate::express::{Ability, Counts, LONGEST, Opener, Proof, Refused, Sealer};
+use crate::packet::segment::PADDING;
+
+/// Byte counters at the last tick.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ticked {
+    own: (u64, u64),
+    express: Counts,
+}
+
+/// Packets of one batch that leave under a peer's express keys.
+pub(super) struct Departing<'p> {
+    peer: &'p Peer,
+    sealer: Guard<Option<Arc<Sealer>>>,
+    path: Path,
+    packets: u64,
+    bytes: u64,
+}
+
+impl<'p> Departing<'p> {
+    /// None when data for the peer leaves under WireGuard's own session.
+    pub(super) fn to(peer: &'p Peer, now: Instant) -> Option<Self> {
+        let sealer = peer.lanes.sealer(now)?;
+        let path = **peer.path.load().as_ref()?;
+        Some(Self { peer, sealer, path, packets: 0, bytes: 0 })
+    }
+
+    /// Seals one packet. False when there is no room, or no counter left.
+    pub(super) fn seal(&mut self, packet: &[u8], traffic_class: u8, out: &mut Outbox) -> bool {
+        if !out.fits(packet.len()) {
+            return false;
+        }
+        let Some(sealed) = self.sealer.as_ref().and_then(|sealer| sealer.seal(packet, out.spare())) else {
+            return false;
+        };
+        out.commit(sealed, self.peer.index, self.path, traffic_class);
+        self.packets += 1;
+        self.bytes += sealed as u64;
+        true
+    }
+}
+
+impl Drop for Departing<'_> {
+    fn drop(&mut self) {
+        if let Some(sealer) = self.sealer.as_ref() {
+            self.peer.lanes.sent(sealer, self.packets, self.bytes);
+        }
+    }
+}
+
+/// Messages in a row that came under one express index.
+pub(super) struct Arriving<'p> {
+    pub(super) peer: &'p Arc<Peer>,
+    pub(super) index: u32,
+    opener: Guard<Option<Arc<Opener>>>,
+    packets: u64,
+    bytes: u64,
+}
+
+impl<'p> Arriving<'p> {
+    /// None when nothing is opened under this index.
+    pub(super) fn under(index: u32, peer: &'p Arc<Peer>, path: Path) -> Option<Self> {
+        let Some(opener) = peer.lanes.opener(index) else {
+            // From elsewhere it says nothing about the peer.
+            if peer.path.load().as_ref().is_some_and(|known| known.remote == path.remote) {
+                peer.lanes.note_stray(index);
+            }
+            return None;
+        };
+        Some(Self { peer, index, opener, packets: 0, bytes: 0 })
+    }
+
+    /// Opens one message into `inbox`, without keeping the packet yet. The length of its padded plain text.
+    pub(super) fn open(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        inbox: &mut Inbox,
+        out: &mut Outbox,
+        now: Instant,
+    ) -> Option<usize> {
+        let opener = self.opener.as_ref()?;
+        let len = match opener.open(datagram, inbox.spare(), now) {
+            Ok(len) => len,
+            Err(Refused::Forged) if opener.is_doubtful() => {
+                self.peer.lanes.note_stray(self.index);
+                return None;
+            }
+            Err(_) => return None,
+        };
+        self.packets += 1;
+        self.bytes += datagram.len() as u64;
+        let known = self.packets > 1 || self.peer.path.load().as_ref().is_some_and(|known| **known == path);
+        if opener.is_news() || len == 0 || !known {
+            self.peer.lock().opened_express((self.index, len == 0), path, out);
+        }
+        Some(len)
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.peer.lanes.received(self.packets, self.bytes);
+    }
+}
+
+impl Session {
+    /// Follows what is configured.
+    pub(super) fn set_express(&mut self, ability: Ability) {
+        self.wants_handshake |= self.agreement.set_ability(ability) && self.has_session();
+    }
+
+    /// Begins anew under another session of WireGuard.
+    pub(super) fn renew_express(&mut self, initiator: bool, now: Instant) {
+        let (own, peer) = self.parties();
+        let age = self.tunn.time_since_last_handshake().unwrap_or_default();
+        self.agreement.established(own, peer, age, now);
+        self.timers.established(initiator);
+        self.wants_handshake = false;
+    }
+
+    /// Seals a packet of this agent's own under express keys. False when there are none.
+    pub(super) fn say_express(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        let lanes = Arc::clone(&self.lanes);
+        let sealer = lanes.sealer(now);
+        sealer.as_ref().and_then(|sealer| sealer.as_ref()).is_some_and(|sealer| self.put_express(sealer, packet, out))
+    }
+
+    /// The peer's agent says something about express sessions. False when nobody could make sense of it.
+    pub(super) fn take_express(&mut self, body: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        let Ok((answer, proof)) = self.agreement.take(body) else { return false };
+        self.say_of_express(answer, proof, out, now);
+        true
+    }
+
+    /// A message came under express keys: the first one, an empty one, or from elsewhere than before.
+    fn opened_express(&mut self, (index, empty): (u32, bool), path: Path, out: &mut Outbox) {
+        self.move_to(path);
+        if let Some(Proof(sealer)) = self.agreement.opened(index, empty) {
+            self.put_express(&sealer, &[], out);
+        }
+    }
+
+    /// Runs what [`super::timers`] and the agreement have to do.
+    pub(super) fn tick_express(&mut self, out: &mut Outbox, rekey_after: Duration, now: Instant) {
+        let moved = self.moved(now);
+        let worn = self.wants_handshake || self.lanes.is_worn();
+        let due = self.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
+        let (said, proof) = self.agreement.tick((self.timers.flowed(), self.agent), moved.express_received, now);
+        self.say_of_express(said, proof, out, now);
+        let Some(path) = self.path().filter(|_| out.fits(0)) else { return };
+        let result = match due {
+            // Under a key that is no longer this host's nobody would answer.
+            Some(Due::Handshake) if !self.is_stale() => self.tunn.format_handshake_initiation(out.spare(), false),
+            Some(Due::Keepalive) => self.tunn.encapsulate(&[], out.spare()),
+            _ => return,
+        };
+        if let TunnResult::WriteToNetwork(datagram) = result {
+            let sent = Sent::of(datagram);
+            self.commit(&sent, path, out, now);
+        }
+    }
+
+    fn moved(&mut self, now: Instant) -> Moved {
+        let ticked = Ticked { own: self.own_counters(), express: self.lanes.counts() };
+        let before = std::mem::replace(&mut self.ticked, ticked);
+        let (data_sent, data_received) = std::mem::take(&mut self.data);
+        let express_sent = ticked.express.tx_bytes != before.express.tx_bytes;
+        let express_received = ticked.express.rx_bytes != before.express.rx_bytes;
+        if express_sent || express_received {
+            self.moved_beside(express_received, now);
+        }
+        Moved {
+            sent: ticked.own.1 != before.own.1,
+            received: ticked.own.0 != before.own.0,
+            data_sent: data_sent || express_sent,
+            data_received: data_received || express_received,
+            express_sent,
+            express_received,
+        }
+    }
+
+    fn say_of_express(
+        &mut self,
+        message: Option<crate::express::Message>,
+        proof: Option<Proof>,
+        out: &mut Outbox,
+        now: Instant,
+    ) {
+        if let Some(message) = message.filter(|_| self.has_session()) {
+            let mut body = [0; LONGEST];
+            let len = message.write(&mut body);
+            let message = Message { kind: Kind::Express, answer: false, id: 0, body: &body[..len] };
+            let mut packet = [0; (OVERHEAD + LONGEST).next_multiple_of(PADDING)];
+            let (own, peer) = (address::of(&self.own), address::of(&self.settings().public_key));
+            let len = message.write_packet(own, peer, &mut packet);
+            // Under WireGuard's session whatever there is: it is what the keys rest on. Lost, it is said again.
+            let _ = self.seal(&packet[..len.next_multiple_of(PADDING)], 0, out, now);
+        }
+        if let Some(Proof(sealer)) = proof {
+            self.put_express(&sealer, &[], out);
+        }
+    }
+
+    fn put_express(&mut self, sealer: &Sealer, packet: &[u8], out: &mut Outbox) -> bool {
+        let Some(path) = self.path().filter(|_| out.fits(packet.len())) else { return false };
+        let Some(len) = sealer.seal(packet, out.spare()) else { return false };
+        out.commit(len, self.index, path, 0);
+        self.lanes.sent(sealer, 1, len as u64);
+        true
+    }
+}
