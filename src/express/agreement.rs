@@ -3,7 +3,7 @@
 //! | state | what happens | what follows |
 //! | --- | --- | --- |
 //! | any | a handshake completes | **Ordinary**; data leaves under the new session of WireGuard at once |
-//! | Ordinary | a tick, data has flowed, this host is the asker and able | Ask; **Asking** |
+//! | Ordinary | a tick, enough data has flowed, this host is the asker and able | Ask; **Asking** |
 //! | Asking | a tick, no answer yet | Ask again, ever later; after the last one **Refused** (unanswered) |
 //! | Asking | Agree to what was asked | keys; an empty message under them; **Proving** |
 //! | Asking | Decline | **Refused** |
@@ -134,7 +134,7 @@ impl Agreement {
         self.fall_back(State::Ordinary);
     }
 
-    /// Runs at least four times a second. `flowed` says whether data has since the handshake, `agent` whether the peer's
+    /// Runs at least four times a second. `flowed` says whether enough data has since the handshake, `agent` whether the peer's
     /// agent ever wrote, `received` whether anything has come under express keys since the last tick. What is to be said
     /// comes back, and what is to be proven.
     pub fn tick(

@@ -2,7 +2,7 @@
 //! `now` is an argument. The specification is `docs/express.md`.
 //!
 //! ```text
-//!   tunnel: a handshake completes, data flows
+//!   tunnel: a handshake completes, 16 KiB flow
 //!        │                                     asker (the lower public key)        answerer
 //!        ▼                                              │  Ask: index, 32 random bytes   │
 //!   agreement ── messages over the agent channel ──▶    │ ─────────────────────────────▶ │  keys
@@ -99,7 +99,7 @@ pub struct Snapshot {
 pub enum Standing {
     /// Data to it goes under AES-256-GCM.
     On,
-    /// No data has flowed since the last handshake, or there was none.
+    /// Too little data has flowed since the last handshake, or there was none.
     #[default]
     Idle,
     /// Asked, or about to be.

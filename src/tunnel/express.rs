@@ -14,11 +14,21 @@ use crate::channel::{Kind, Message, OVERHEAD, address};
 use crate::express::{Ability, Counts, LONGEST, Opener, Proof, Refused, Sealer};
 use crate::packet::segment::PADDING;
 
+/// Bytes under one session of WireGuard from which on an agreement is worth its three messages: so few a device that sleeps
+/// most of the time does not send.
+const WORTH: u64 = 1 << 14;
+
 /// Byte counters at the last tick.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Ticked {
     own: (u64, u64),
     express: Counts,
+}
+
+impl Ticked {
+    fn own(&self) -> u64 {
+        self.own.0 + self.own.1
+    }
 }
 
 /// Packets of one batch that leave under a peer's express keys.
@@ -130,6 +140,7 @@ impl Session {
         self.agreement.established(own, peer, age, now);
         self.timers.established(initiator);
         self.wants_handshake = false;
+        self.begun_at = Ticked { own: self.own_counters(), ..Ticked::default() }.own();
     }
 
     /// Seals a packet of this agent's own under express keys. False when there are none.
@@ -159,7 +170,8 @@ impl Session {
         let moved = self.moved(now);
         let worn = self.wants_handshake || self.lanes.is_worn();
         let due = self.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
-        let (said, proof) = self.agreement.tick((self.timers.flowed(), self.agent), moved.express_received, now);
+        let worth = self.timers.flowed() && self.ticked.own() - self.begun_at >= WORTH;
+        let (said, proof) = self.agreement.tick((worth, self.agent), moved.express_received, now);
         self.say_of_express(said, proof, out, now);
         let Some(path) = self.path().filter(|_| out.fits(0)) else { return };
         let result = match due {

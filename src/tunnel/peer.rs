@@ -90,6 +90,8 @@ pub(super) struct Session {
     pub(super) data: (bool, bool),
     /// Bytes that had at the last tick.
     pub(super) ticked: Ticked,
+    /// The sum of both counters as the session of WireGuard began.
+    pub(super) begun_at: u64,
 }
 
 /// Packets that boringtun keeps for a session to come (its `MAX_QUEUE_DEPTH`); of more it says nothing.
@@ -158,6 +160,7 @@ impl Peer {
             wants_handshake: false,
             data: (false, false),
             ticked: Ticked::default(),
+            begun_at: 0,
         };
         if let Some(remote) = session.settings.endpoint {
             session.set_endpoint(remote);
