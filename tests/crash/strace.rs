@@ -100,7 +100,7 @@ pub fn attach(host: &Host, mode: &Mode) -> Strace {
     let mut command = Command::new("strace");
     command.args(mode.arguments()).args(["-p", &followed.to_string()]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("strace");
-    wait_for("strace attaches", secs(5), || {
+    wait_for("strace attaches", secs(20), || {
         let status = fs::read_to_string(format!("/proc/{followed}/status")).ok()?;
         (!status.contains("TracerPid:\t0\n")).then_some(())
     });

@@ -29,9 +29,18 @@ pub fn lose(internet: &Namespace, percent: u8) {
     ));
 }
 
-/// How many datagrams [`lose`] dropped.
+/// How many datagrams [`lose`] dropped; a batch that `UDP_SEGMENT` sends counts as one.
 pub fn lost(internet: &Namespace) -> u64 {
+    counted(internet, "packets")
+}
+
+/// Their bytes, those of all in a batch.
+pub fn lost_bytes(internet: &Namespace) -> u64 {
+    counted(internet, "bytes")
+}
+
+fn counted(internet: &Namespace, what: &str) -> u64 {
     let rules = internet.run("nft list table inet loss");
     let words: Vec<_> = rules.split_whitespace().collect();
-    words.windows(2).filter(|pair| pair[0] == "packets").filter_map(|pair| pair[1].parse::<u64>().ok()).sum()
+    words.windows(2).filter(|pair| pair[0] == what).filter_map(|pair| pair[1].parse::<u64>().ok()).sum()
 }
