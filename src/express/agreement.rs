@@ -265,10 +265,9 @@ impl Agreement {
         Some(Message::Ask { index: *index, contribution: contribution.clone() })
     }
 
-    fn answer(&mut self, asked: u32, asked_with: Contribution) -> Option<Message> {
-        let decline = |reason| Some(Message::Decline { asked, reason });
+    fn answer(&mut self, theirs: u32, their_contribution: Contribution) -> Option<Message> {
         if let Ability::Unable(reason) = self.ability {
-            return decline(reason);
+            return Some(Message::Decline { asked: theirs, reason });
         }
         if self.is_asker() {
             return None;
@@ -276,34 +275,38 @@ impl Agreement {
         // The answer may have been lost.
         match &self.state {
             State::Proving { sealer, receives, role: Role::Answerer { asked_with: before, contribution } }
-                if sealer.index() == asked && *before == asked_with =>
+                if sealer.index() == theirs && *before == their_contribution =>
             {
-                return Some(Message::Agree { asked, index: *receives, contribution: contribution.clone() });
+                return Some(Message::Agree { asked: theirs, index: *receives, contribution: contribution.clone() });
             }
-            State::Express { sealer } if sealer.index() == asked => return None,
+            State::Express { sealer } if sealer.index() == theirs => return None,
             _ => {}
         }
         let (expires, contribution) = (self.expires?, self.spare.take()?);
         let index = self.next_index();
-        let asker = Party { key: &self.peer, index: asked, contribution: &asked_with };
+        let asker = Party { key: &self.peer, index: theirs, contribution: &their_contribution };
         let answerer = Party { key: &self.own, index, contribution: &contribution };
         let keys = derive(&asker, &answerer);
         self.lanes.receive_under(Opener::new(keys.to_answerer, index, expires));
-        let sealer = Arc::new(Sealer::new(keys.to_asker, asked, expires));
-        let answer = Message::Agree { asked, index, contribution: contribution.clone() };
-        self.state = State::Proving { sealer, receives: index, role: Role::Answerer { asked_with, contribution } };
+        let sealer = Arc::new(Sealer::new(keys.to_asker, theirs, expires));
+        let answer = Message::Agree { asked: theirs, index, contribution: contribution.clone() };
+        self.state = State::Proving {
+            sealer,
+            receives: index,
+            role: Role::Answerer { asked_with: their_contribution, contribution },
+        };
         Some(answer)
     }
 
-    fn agreed(&mut self, asked: u32, index: u32, contribution: &Contribution) -> Option<Proof> {
-        let State::Asking { index: own, contribution: asked_with, .. } = &self.state else { return None };
-        let expires = self.expires.filter(|_| *own == asked)?;
-        let asker = Party { key: &self.own, index: asked, contribution: asked_with };
-        let answerer = Party { key: &self.peer, index, contribution };
+    fn agreed(&mut self, mine: u32, theirs: u32, contribution: &Contribution) -> Option<Proof> {
+        let State::Asking { index: own, contribution: own_contribution, .. } = &self.state else { return None };
+        let expires = self.expires.filter(|_| *own == mine)?;
+        let asker = Party { key: &self.own, index: mine, contribution: own_contribution };
+        let answerer = Party { key: &self.peer, index: theirs, contribution };
         let keys = derive(&asker, &answerer);
-        self.lanes.receive_under(Opener::new(keys.to_asker, asked, expires));
-        let sealer = Arc::new(Sealer::new(keys.to_answerer, index, expires));
-        self.state = State::Proving { sealer: Arc::clone(&sealer), receives: asked, role: Role::Asker { proofs: 1 } };
+        self.lanes.receive_under(Opener::new(keys.to_asker, mine, expires));
+        let sealer = Arc::new(Sealer::new(keys.to_answerer, theirs, expires));
+        self.state = State::Proving { sealer: Arc::clone(&sealer), receives: mine, role: Role::Asker { proofs: 1 } };
         Some(Proof(sealer))
     }
 

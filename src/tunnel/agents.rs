@@ -99,15 +99,13 @@ impl Agents {
     }
 
     /// Takes a packet that `peer` has sealed for the agent at `own`. False when it is no message of that peer's agent,
-    /// or more than a peer may send. Apart from the loop that opens packets, which is for the others.
+    /// or more than a peer may send; `express` when it came under express keys. Apart from the loop that opens packets, which is for the others.
     #[inline(never)]
     pub(super) fn tunnelled(
         &self,
         packet: &[u8],
         own: Ipv6Addr,
-        peer: &Peer,
-        session: &mut Session,
-        express: bool,
+        (peer, session, express): (&Peer, &mut Session, bool),
         out: &mut Outbox,
         now: Instant,
     ) -> bool {
@@ -126,7 +124,7 @@ impl Agents {
         }
         let run = self.run.load();
         let Some(run) = run.as_ref().filter(|run| run.peer == peer.key) else { return false };
-        session.data.1 = true;
+        session.data.received = true;
         match run.take(Route::Tunnel, message.body, packet.len(), now) {
             Taken::Refused => false,
             Taken::Kept => true,
@@ -233,7 +231,7 @@ impl Device {
         let mtu = usize::from(self.mtu.load(Ordering::Relaxed)).clamp(OVERHEAD + PROBE_LEN, MAX_LOAD);
         let (mut body, mut packet) = ([0; MAX_LOAD + SEAL], [0; MAX_LOAD]);
         let mut session = peer.lock();
-        session.data.0 |= run.terms.route == Route::Tunnel;
+        session.data.sent |= run.terms.route == Route::Tunnel;
         let Some(path) = session.path().filter(|path| path.remote == run.remote) else { return false };
         for probe in probes {
             body[..PROBE_LEN].copy_from_slice(&probe);

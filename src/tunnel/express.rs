@@ -9,7 +9,7 @@ use boringtun::noise::TunnResult;
 
 use super::batch::{Inbox, Outbox, Path};
 use super::peer::{Peer, Sent, Session};
-use super::timers::{Due, Moved};
+use super::timers::{Due, Moved, Ways};
 use crate::channel::{Kind, Message, OVERHEAD, address};
 use crate::express::{Ability, Counts, LONGEST, Opener, Proof, Refused, Sealer};
 use crate::packet::segment::PADDING;
@@ -171,7 +171,7 @@ impl Session {
         let worn = self.wants_handshake || self.lanes.is_worn();
         let due = self.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
         let worth = self.timers.flowed() && self.ticked.own() - self.begun_at >= WORTH;
-        let (said, proof) = self.agreement.tick((worth, self.agent), moved.express_received, now);
+        let (said, proof) = self.agreement.tick((worth, self.agent), moved.express.received, now);
         self.say_of_express(said, proof, out, now);
         let Some(path) = self.path().filter(|_| out.fits(0)) else { return };
         let result = match due {
@@ -189,20 +189,17 @@ impl Session {
     fn moved(&mut self, now: Instant) -> Moved {
         let ticked = Ticked { own: self.own_counters(), express: self.lanes.counts() };
         let before = std::mem::replace(&mut self.ticked, ticked);
-        let (data_sent, data_received) = std::mem::take(&mut self.data);
-        let express_sent = ticked.express.tx_bytes != before.express.tx_bytes;
-        let express_received = ticked.express.rx_bytes != before.express.rx_bytes;
-        if express_sent || express_received {
-            self.moved_beside(express_received, now);
+        let data = std::mem::take(&mut self.data);
+        let own = Ways { sent: ticked.own.1 != before.own.1, received: ticked.own.0 != before.own.0 };
+        let express = Ways {
+            sent: ticked.express.tx_bytes != before.express.tx_bytes,
+            received: ticked.express.rx_bytes != before.express.rx_bytes,
+        };
+        if express.sent || express.received {
+            self.moved_beside(express.received, now);
         }
-        Moved {
-            sent: ticked.own.1 != before.own.1,
-            received: ticked.own.0 != before.own.0,
-            data_sent: data_sent || express_sent,
-            data_received: data_received || express_received,
-            express_sent,
-            express_received,
-        }
+        let data = Ways { sent: data.sent || express.sent, received: data.received || express.received };
+        Moved { own, data, express }
     }
 
     fn say_of_express(

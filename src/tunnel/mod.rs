@@ -191,7 +191,7 @@ impl Device {
             })
         } else {
             let mut session = peer.lock();
-            session.data.0 = true;
+            session.data.sent = true;
             segment(header, buffer, len, mtu, |packet| self.seal_under_wireguard(&mut session, packet, class, out, now))
         };
         if cut.is_err() {
@@ -449,7 +449,7 @@ impl Opener<'_> {
             Opened::Keepalive => {}
             Opened::Packet(len) => match self.judge.judge(peer, len, inbox) {
                 Judged::ForAgent => self.judge.tell_agent((peer, session, false), len, inbox, out),
-                Judged::Kept => session.data.1 = true,
+                Judged::Kept => session.data.received = true,
                 Judged::Dropped => {}
             },
         }
@@ -564,16 +564,10 @@ impl Judge<'_> {
         self.foreign.admits(self.table, &self.device.flows, peer, peer.deliver, packet, self.now)
     }
 
-    /// Hands the agent a packet that came under express keys or not.
-    fn tell_agent(
-        &self,
-        (peer, session, express): (&Peer, &mut Session, bool),
-        len: usize,
-        inbox: &mut Inbox,
-        out: &mut Outbox,
-    ) {
+    /// Hands the agent a packet of this peer; whether it came under express keys is the last of `from`.
+    fn tell_agent(&self, from: (&Peer, &mut Session, bool), len: usize, inbox: &mut Inbox, out: &mut Outbox) {
         let (agents, own) = (&self.device.agents, self.table.address);
-        if !agents.tunnelled(&inbox.spare()[..len], own, peer, session, express, out, self.now) {
+        if !agents.tunnelled(&inbox.spare()[..len], own, from, out, self.now) {
             count(&self.device.drops.refused);
         }
     }

@@ -17,7 +17,7 @@ use super::express::Ticked;
 use super::handshake::LONGEST;
 use super::relay::Relay;
 use super::rotation::{Identity, Other, Own};
-use super::timers::Timers;
+use super::timers::{Timers, Ways};
 use super::{KnockCause, PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
 use crate::express::{Agreement, Lanes};
@@ -87,7 +87,7 @@ pub(super) struct Session {
     /// The peer is to be asked for a handshake, so that it may begin an agreement.
     pub(super) wants_handshake: bool,
     /// Data that left and came under WireGuard's own session since the last tick.
-    pub(super) data: (bool, bool),
+    pub(super) data: Ways,
     /// Bytes that had at the last tick.
     pub(super) ticked: Ticked,
     /// The sum of both counters as the session of WireGuard began.
@@ -158,7 +158,7 @@ impl Peer {
             agreement,
             timers: Timers::default(),
             wants_handshake: false,
-            data: (false, false),
+            data: Ways::default(),
             ticked: Ticked::default(),
             begun_at: 0,
         };

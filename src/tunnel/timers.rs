@@ -45,13 +45,17 @@ pub(super) struct Timers {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Moved {
     /// Anything, under WireGuard's own session.
+    pub(super) own: Ways,
+    /// Packets of others than the agents, under either.
+    pub(super) data: Ways,
+    /// Anything, under express keys.
+    pub(super) express: Ways,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Ways {
     pub(super) sent: bool,
     pub(super) received: bool,
-    /// Packets of others than the agents, under either.
-    pub(super) data_sent: bool,
-    pub(super) data_received: bool,
-    pub(super) express_sent: bool,
-    pub(super) express_received: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,19 +83,19 @@ impl Timers {
         rekey_after: Duration,
         now: Instant,
     ) -> Option<Due> {
-        self.sent |= moved.data_sent;
-        self.received |= moved.data_received;
+        self.sent |= moved.data.sent;
+        self.received |= moved.data.received;
         // In an order that errs towards an answer too many.
-        if moved.sent {
+        if moved.own.sent {
             self.owes = None;
         }
-        if moved.express_received {
+        if moved.express.received {
             self.owes.get_or_insert(now);
         }
-        if moved.received || moved.express_received {
+        if moved.own.received || moved.express.received {
             self.waits = None;
         }
-        if moved.express_sent {
+        if moved.express.sent {
             self.waits.get_or_insert(now);
         }
         let over =
@@ -118,6 +122,8 @@ impl Timers {
 mod tests {
     use super::*;
 
+    const SENT: Ways = Ways { sent: true, received: false };
+    const RECEIVED: Ways = Ways { sent: false, received: true };
     const TICK: Duration = Duration::from_millis(250);
     const FRESH: (Option<Duration>, bool) = (Some(Duration::ZERO), false);
 
@@ -133,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_comes_is_answered_after_five_seconds_and_again() {
-        let moved = Moved { express_received: true, ..Moved::default() };
+        let moved = Moved { express: RECEIVED, ..Moved::default() };
         let due = run(&mut Timers::default(), moved, |_| true, 50);
         assert_eq!(due, [(20, Due::Keepalive), (41, Due::Keepalive)]);
         assert_eq!(run(&mut Timers::default(), moved, |tick| tick == 3, 100), [(23, Due::Keepalive)]);
@@ -141,20 +147,22 @@ mod tests {
 
     #[test]
     fn who_answers_under_wireguard_owes_nothing() {
-        let moved = Moved { express_received: true, ..Moved::default() };
+        let moved = Moved { express: RECEIVED, ..Moved::default() };
         let mut timers = Timers::default();
         let now = Instant::now();
         timers.tick(moved, FRESH, REKEY_AFTER_TIME, now);
-        timers.tick(Moved { sent: true, ..Moved::default() }, FRESH, REKEY_AFTER_TIME, now + TICK);
+        timers.tick(Moved { own: SENT, ..Moved::default() }, FRESH, REKEY_AFTER_TIME, now + TICK);
         assert_eq!(timers.tick(Moved::default(), FRESH, REKEY_AFTER_TIME, now + ANSWER * 2), None);
     }
 
     #[test]
     fn who_is_not_answered_begins_a_handshake() {
-        let moved = Moved { express_sent: true, ..Moved::default() };
+        let moved = Moved { express: SENT, ..Moved::default() };
         assert_eq!(run(&mut Timers::default(), moved, |_| true, 62), [(60, Due::Handshake)]);
         assert_eq!(run(&mut Timers::default(), moved, |tick| tick == 0, 200), [(60, Due::Handshake)]);
-        for answer in [Moved { received: true, ..moved }, Moved { express_received: true, ..moved }] {
+        for answer in
+            [Moved { own: RECEIVED, ..moved }, Moved { express: Ways { sent: true, received: true }, ..moved }]
+        {
             let due = run(&mut Timers::default(), answer, |tick| tick % 50 == 0, 200);
             assert!(!due.iter().any(|(_, due)| *due == Due::Handshake), "{due:?}");
         }
@@ -164,8 +172,8 @@ mod tests {
     fn whoever_began_the_last_handshake_begins_the_next() {
         let now = Instant::now();
         let age = |seconds| (Some(Duration::from_secs(seconds)), false);
-        let sent = Moved { data_sent: true, ..Moved::default() };
-        let received = Moved { data_received: true, ..Moved::default() };
+        let sent = Moved { data: SENT, ..Moved::default() };
+        let received = Moved { data: RECEIVED, ..Moved::default() };
         for (initiator, moved, seconds, due) in [
             (true, sent, 119, None),
             (true, sent, 120, Some(Due::Handshake)),
