@@ -5,19 +5,21 @@
 //! | any | a handshake completes | **Ordinary**; data leaves under the new session of WireGuard at once |
 //! | Ordinary | a tick, enough data has flowed, this host is the asker and able | Ask; **Asking** |
 //! | Asking | a tick, no answer yet | Ask again, ever later; after the last one **Refused** (unanswered) |
-//! | Asking | Agree to what was asked | keys; an empty message under them; **Proving** |
+//! | Asking | Agree to what was asked | keys; **Proving** |
 //! | Asking | Decline | **Refused** |
-//! | any | Ask, this host is the answerer and able | keys; Agree; **Proving** |
+//! | any | Ask, this host is the answerer and able | keys; Agree; **Proving**. The same Ask again: the same Agree |
 //! | any | Ask, otherwise | Decline |
-//! | Proving | a tick, the asker | an empty message again; after 40 of them **Refused** (unanswered) |
-//! | Proving | a message opens under the keys | data leaves under them; **Express**. The answerer returns an empty message for each |
-//! | Express | a message opens under the keys | – |
+//! | Proving | each tick, and at once | an empty message under the keys; after 40 of them **Refused** (unanswered) |
+//! | any | an empty message opens | Opened |
+//! | Proving | Opened for the index that is sent to | data leaves under the keys; **Express** |
 //! | Proving, Express | Stop for the index that is sent to | **Refused**; data leaves under WireGuard's session |
 //! | any | a message under an index that is unknown, or 32 in a row that do not open | Stop, once a second at most |
 //! | any | the host or the peer is no longer to | **Ordinary**; Stop as long as messages come |
-//! | any | 180 s after the handshake | **Ordinary**; keys are dropped |
+//! | Express | 2^39 bytes are sealed | **Ordinary** |
+//! | any | 180 s after the handshake, or its session is gone | **Ordinary**; keys are dropped |
 //!
-//! Keys for receiving stay until they expire, whatever the state: what is under way is opened. All that is said here goes
+//! So each direction is proven by itself. Keys for receiving stay until they expire, whatever the state: what is under way is
+//! opened. All that is said here goes
 //! under WireGuard's own session. The asker is the one with the lower public key, so that two never ask at once.
 
 use std::sync::Arc;
@@ -62,16 +64,16 @@ pub struct Agreement {
 enum State {
     Ordinary,
     Asking { index: u32, contribution: Contribution, tries: u32, next: Instant },
-    Proving { sealer: Arc<Sealer>, receives: u32, role: Role },
+    Proving { sealer: Arc<Sealer>, proofs: u32, answered: Option<Answered> },
     Express { sealer: Arc<Sealer> },
     Refused { standing: Standing },
 }
 
-enum Role {
-    /// So many empty messages were sent.
-    Asker { proofs: u32 },
-    /// The Ask may come again, and is answered again with this.
-    Answerer { asked_with: Contribution, contribution: Contribution },
+/// An Ask may come again, and is answered again as it was.
+struct Answered {
+    asked_with: Contribution,
+    index: u32,
+    contribution: Contribution,
 }
 
 /// An empty message is to be sealed with this.
@@ -128,10 +130,12 @@ impl Agreement {
         self.fall_back(State::Ordinary);
     }
 
-    /// The session of WireGuard is gone.
+    /// The session of WireGuard is gone, and with it what was agreed in it.
     pub fn ended(&mut self) {
-        self.expires = None;
-        self.fall_back(State::Ordinary);
+        if self.expires.take().is_some() {
+            self.fall_back(State::Ordinary);
+            self.lanes.clear();
+        }
     }
 
     /// Runs at least four times a second. `flowed` says whether enough data has since the handshake, `agent` whether the peer's
@@ -144,6 +148,10 @@ impl Agreement {
         now: Instant,
     ) -> (Option<Message>, Option<Proof>) {
         self.lanes.expire(now);
+        // Worn out before a handshake came.
+        if matches!(&self.state, State::Express { sealer } if !sealer.is_fresh(now)) {
+            self.fall_back(State::Ordinary);
+        }
         if self.expires.is_some_and(|expires| now >= expires) {
             self.ended();
         }
@@ -159,20 +167,17 @@ impl Agreement {
         if self.stopped.is_some_and(|stopped| now.saturating_duration_since(stopped) < STOP_INTERVAL) {
             return None;
         }
+        // What the keys open is opened all the same, until nothing comes any more.
         let (index, reason) = match self.ability {
-            // What the keys open is opened until nothing comes any more.
             Ability::Unable(reason) => (received.then_some(self.base | u32::from(self.number))?, reason),
-            Ability::Able => {
-                self.lanes.forget(stray?);
-                (stray?, Reason::Doubt)
-            }
+            Ability::Able => (stray?, Reason::Doubt),
         };
         self.stopped = Some(now);
         Some(Message::Stop { index, reason })
     }
 
     fn prove(&mut self) -> Option<Proof> {
-        let State::Proving { sealer, role: Role::Asker { proofs }, .. } = &mut self.state else { return None };
+        let State::Proving { sealer, proofs, .. } = &mut self.state else { return None };
         *proofs += 1;
         let proof = Proof(Arc::clone(sealer));
         if *proofs > PROOFS {
@@ -188,8 +193,22 @@ impl Agreement {
     /// When it is malformed.
     pub fn take(&mut self, body: &[u8]) -> Result<(Option<Message>, Option<Proof>), Unreadable> {
         Ok(match Message::parse(body) {
-            Ok(Message::Ask { index, contribution }) => (self.answer(index, contribution), None),
-            Ok(Message::Agree { asked, index, contribution }) => (None, self.agreed(asked, index, &contribution)),
+            Ok(Message::Ask { index, contribution }) => (self.answer(index, contribution), self.prove()),
+            Ok(Message::Agree { asked, index, contribution }) => {
+                self.agreed(asked, index, &contribution);
+                (None, self.prove())
+            }
+            Ok(Message::Opened { index }) => {
+                if let State::Proving { sealer, .. } = &self.state
+                    && sealer.index() == index
+                {
+                    let sealer = Arc::clone(sealer);
+                    self.lanes.send_under(Some(Arc::clone(&sealer)));
+                    self.sessions += 1;
+                    self.state = State::Express { sealer };
+                }
+                (None, None)
+            }
             Ok(Message::Decline { asked, reason }) => {
                 let expected = match &self.state {
                     State::Asking { index, .. } => *index == asked,
@@ -214,22 +233,6 @@ impl Agreement {
             Err(Unreadable::Version { asked }) => (Some(Message::Decline { asked, reason: Reason::Version }), None),
             Err(Unreadable::Malformed) => return Err(Unreadable::Malformed),
         })
-    }
-
-    /// A message was opened under this index, the first under its keys or an empty one. What is to be sealed in return.
-    pub fn opened(&mut self, index: u32, empty: bool) -> Option<Proof> {
-        if let State::Proving { sealer, receives, .. } = &self.state
-            && *receives == index
-        {
-            let sealer = Arc::clone(sealer);
-            self.lanes.send_under(Some(Arc::clone(&sealer)));
-            self.sessions += 1;
-            self.state = State::Express { sealer };
-        }
-        match &self.state {
-            State::Express { sealer } if empty && !self.is_asker() => Some(Proof(Arc::clone(sealer))),
-            _ => None,
-        }
     }
 
     fn is_asker(&self) -> bool {
@@ -274,10 +277,11 @@ impl Agreement {
         }
         // The answer may have been lost.
         match &self.state {
-            State::Proving { sealer, receives, role: Role::Answerer { asked_with: before, contribution } }
-                if sealer.index() == theirs && *before == their_contribution =>
+            State::Proving { sealer, answered: Some(answered), .. }
+                if sealer.index() == theirs && answered.asked_with == their_contribution =>
             {
-                return Some(Message::Agree { asked: theirs, index: *receives, contribution: contribution.clone() });
+                let (index, contribution) = (answered.index, answered.contribution.clone());
+                return Some(Message::Agree { asked: theirs, index, contribution });
             }
             State::Express { sealer } if sealer.index() == theirs => return None,
             _ => {}
@@ -290,24 +294,20 @@ impl Agreement {
         self.lanes.receive_under(Opener::new(keys.to_answerer, index, expires));
         let sealer = Arc::new(Sealer::new(keys.to_asker, theirs, expires));
         let answer = Message::Agree { asked: theirs, index, contribution: contribution.clone() };
-        self.state = State::Proving {
-            sealer,
-            receives: index,
-            role: Role::Answerer { asked_with: their_contribution, contribution },
-        };
+        let answered = Some(Answered { asked_with: their_contribution, index, contribution });
+        self.fall_back(State::Proving { sealer, proofs: 0, answered });
         Some(answer)
     }
 
-    fn agreed(&mut self, mine: u32, theirs: u32, contribution: &Contribution) -> Option<Proof> {
-        let State::Asking { index: own, contribution: own_contribution, .. } = &self.state else { return None };
-        let expires = self.expires.filter(|_| *own == mine)?;
+    fn agreed(&mut self, mine: u32, theirs: u32, contribution: &Contribution) {
+        let State::Asking { index, contribution: own_contribution, .. } = &self.state else { return };
+        let Some(expires) = self.expires.filter(|_| *index == mine) else { return };
         let asker = Party { key: &self.own, index: mine, contribution: own_contribution };
         let answerer = Party { key: &self.peer, index: theirs, contribution };
         let keys = derive(&asker, &answerer);
         self.lanes.receive_under(Opener::new(keys.to_asker, mine, expires));
         let sealer = Arc::new(Sealer::new(keys.to_answerer, theirs, expires));
-        self.state = State::Proving { sealer: Arc::clone(&sealer), receives: mine, role: Role::Asker { proofs: 1 } };
-        Some(Proof(sealer))
+        self.state = State::Proving { sealer, proofs: 0, answered: None };
     }
 
     fn next_index(&mut self) -> u32 {

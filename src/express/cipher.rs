@@ -11,7 +11,7 @@
 //! As WireGuard's transport data (whitepaper, section 5.4.6), all numbers little-endian. The nonce is four zero bytes and the
 //! counter.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use ring::aead::{Aad, LessSafeKey, Nonce};
@@ -84,8 +84,6 @@ pub struct Opener {
     index: u32,
     expires: Instant,
     window: Window,
-    /// Something has been opened.
-    proven: AtomicBool,
     /// Messages in a row that did not open.
     failures: AtomicU32,
 }
@@ -105,8 +103,7 @@ pub enum Refused {
 
 impl Opener {
     pub(super) fn new(key: Wiped<LessSafeKey>, index: u32, expires: Instant) -> Self {
-        let (window, proven, failures) = (Window::new(), AtomicBool::new(false), AtomicU32::new(0));
-        Self { key, index, expires, window, proven, failures }
+        Self { key, index, expires, window: Window::new(), failures: AtomicU32::new(0) }
     }
 
     /// Its own.
@@ -117,11 +114,6 @@ impl Opener {
     /// Whether it may open now.
     pub fn is_fresh(&self, now: Instant) -> bool {
         now < self.expires
-    }
-
-    /// Whether this is the first time that it is asked, after something was opened.
-    pub fn is_news(&self) -> bool {
-        !self.proven.load(Ordering::Relaxed) && !self.proven.swap(true, Ordering::Relaxed)
     }
 
     /// Whether so many messages in a row did not open that the keys must be wrong.

@@ -72,9 +72,9 @@ impl Lanes {
         self.sealer.load().as_ref().is_some_and(|sealer| sealer.is_worn())
     }
 
-    /// Something came under an index that is not, or no longer, of use.
+    /// Something came under an index that is not, or no longer, of use. The first one counts until somebody looks.
     pub fn note_stray(&self, index: u32) {
-        self.stray.store(index, Ordering::Relaxed);
+        let _ = self.stray.compare_exchange(0, index, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// So far.
@@ -96,11 +96,10 @@ impl Lanes {
         self.slot(opener.index()).store(Some(Arc::new(opener)));
     }
 
-    /// Opens nothing more under this index.
-    pub(super) fn forget(&self, index: u32) {
-        if self.opener(index).is_some() {
-            self.slot(index).store(None);
-        }
+    /// Drops all keys.
+    pub(super) fn clear(&self) {
+        self.sealer.store(None);
+        self.openers.iter().for_each(|slot| slot.store(None));
     }
 
     /// Drops keys that have expired.

@@ -8,7 +8,8 @@
 //!  Ask        1       0             the asker's      contribution (32)
 //!  Agree      2       0             the asker's      the answerer's index (4), contribution (32)
 //!  Decline    3       why           the asker's
-//!  Stop       4       why           of the receiver
+//!  Stop       4       why           of who says so
+//!  Opened     5       0             of who says so
 //! ```
 //!
 //! Indices stand as in the header of transport data: little-endian.
@@ -21,6 +22,7 @@ const ASK: u8 = 1;
 const AGREE: u8 = 2;
 const DECLINE: u8 = 3;
 const STOP: u8 = 4;
+const OPENED: u8 = 5;
 const HEAD: usize = 8;
 
 /// The longest.
@@ -58,6 +60,11 @@ pub enum Message {
         /// Why.
         reason: Reason,
     },
+    /// An empty message has been opened under an index.
+    Opened {
+        /// Of who says so.
+        index: u32,
+    },
 }
 
 /// What cannot be read.
@@ -84,7 +91,7 @@ impl Message {
             let asked = u32::from_le_bytes(index);
             return Err(if op == ASK { Unreadable::Version { asked } } else { malformed });
         }
-        if reserved != 0 || matches!(op, ASK | AGREE) && reason != 0 {
+        if reserved != 0 || matches!(op, ASK | AGREE | OPENED) && reason != 0 {
             return Err(malformed);
         }
         let index = u32::from_le_bytes(index);
@@ -99,6 +106,7 @@ impl Message {
             }
             DECLINE => Self::Decline { asked: index, reason: Reason::of(reason).ok_or(malformed)? },
             STOP => Self::Stop { index: express(index)?, reason: Reason::of(reason).ok_or(malformed)? },
+            OPENED => Self::Opened { index: express(index)? },
             _ => return Err(malformed),
         })
     }
@@ -110,6 +118,7 @@ impl Message {
             Self::Agree { asked, .. } => (AGREE, 0, asked),
             Self::Decline { asked, reason } => (DECLINE, *reason as u8, asked),
             Self::Stop { index, reason } => (STOP, *reason as u8, index),
+            Self::Opened { index } => (OPENED, 0, index),
         };
         to[..4].copy_from_slice(&[VERSION, op, reason, 0]);
         to[4..HEAD].copy_from_slice(&first.to_le_bytes());
@@ -123,7 +132,7 @@ impl Message {
                 to[HEAD + 4..].copy_from_slice(contribution.expose_bytes());
                 LONGEST
             }
-            Self::Decline { .. } | Self::Stop { .. } => HEAD,
+            Self::Decline { .. } | Self::Stop { .. } | Self::Opened { .. } => HEAD,
         }
     }
 }

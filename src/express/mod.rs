@@ -8,12 +8,12 @@
 //!   agreement ── messages over the agent channel ──▶    │ ─────────────────────────────▶ │  keys
 //!        │                                         keys │ ◀───────────────────────────── │
 //!        ▼                                              │ Agree: indices, 32 random bytes│
-//!     lanes ── what workers see, without a lock         │ ═════ empty, under the keys ══▶│  sends data
-//!        ├─ sealer: key, counter             sends data │ ◀════════════════════════════  │
-//!        └─ openers: key, window
+//!     lanes ── what workers see, without a lock         │ ═════ empty, under the keys ══▶│
+//!        ├─ sealer: key, counter                        │ ◀════════════════════════════  │
+//!        └─ openers: key, window             sends data │ ◀────────── Opened ──────────▶ │ sends data
 //! ```
 //!
-//! Nobody sends data under the new keys before it has opened something under them. Whatever is doubtful means that data
+//! Nobody sends data under the new keys before the other has said that it opened something under them. Whatever is doubtful means that data
 //! goes under WireGuard's own session again, which stands all the while.
 
 mod agreement;
@@ -50,8 +50,8 @@ pub enum Ability {
 }
 
 impl Ability {
-    /// What the CPU allows: without instructions for AES and for carry-less multiplication, AES-GCM is slow, and its tables
-    /// tell their contents by the time that looking them up takes.
+    /// What the CPU allows: without instructions for AES and for carry-less multiplication, AES-GCM is several times slower
+    /// than ChaCha20-Poly1305, and hard to make so that its time tells nothing about the key.
     pub fn of_this_cpu() -> Self {
         #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
         let able = std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use futures_util::task::AtomicWaker;
+use zeroize::Zeroize as _;
 
 use super::batch::{Outbox, Path};
 use super::peer::{Peer, Session};
@@ -103,7 +104,7 @@ impl Agents {
     #[inline(never)]
     pub(super) fn tunnelled(
         &self,
-        packet: &[u8],
+        packet: &mut [u8],
         own: Ipv6Addr,
         (peer, session, express): (&Peer, &mut Session, bool),
         out: &mut Outbox,
@@ -114,7 +115,9 @@ impl Agents {
             session.agent = true;
             if message.kind == Kind::Express {
                 let wanted = !express && session.letters.take(LETTER, LETTERS, now).is_ok();
-                return wanted && session.take_express(message.body, out, now);
+                let taken = wanted && session.take_express(message.body, out, now);
+                packet.zeroize();
+                return taken;
             }
             // Only who is no peer yet asks to become one.
             let wanted = message.kind != Kind::Enroll || message.answer;

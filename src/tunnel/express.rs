@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::Guard;
 use boringtun::noise::TunnResult;
+use zeroize::Zeroizing;
 
 use super::batch::{Inbox, Outbox, Path};
 use super::peer::{Peer, Sent, Session};
 use super::timers::{Due, Moved, Ways};
 use crate::channel::{Kind, Message, OVERHEAD, address};
-use crate::express::{Ability, Counts, LONGEST, Opener, Proof, Refused, Sealer};
+use crate::express::{self, Ability, Counts, LONGEST, Opener, Proof, Refused, Sealer};
 use crate::packet::segment::PADDING;
 
 /// Bytes under one session of WireGuard from which on an agreement is worth its three messages: so few a device that sleeps
@@ -114,8 +115,8 @@ impl<'p> Arriving<'p> {
         self.packets += 1;
         self.bytes += datagram.len() as u64;
         let known = self.packets > 1 || self.peer.path.load().as_ref().is_some_and(|known| **known == path);
-        if opener.is_news() || len == 0 || !known {
-            self.peer.lock().opened_express((self.index, len == 0), path, out);
+        if len == 0 || !known {
+            self.peer.lock().opened_express((self.index, len == 0), path, out, now);
         }
         Some(len)
     }
@@ -139,6 +140,7 @@ impl Session {
         let age = self.tunn.time_since_last_handshake().unwrap_or_default();
         self.agreement.established(own, peer, age, now);
         self.timers.established(initiator);
+        self.data = Ways::default();
         self.wants_handshake = false;
         self.begun_at = Ticked { own: self.own_counters(), ..Ticked::default() }.own();
     }
@@ -152,21 +154,27 @@ impl Session {
 
     /// The peer's agent says something about express sessions. False when nobody could make sense of it.
     pub(super) fn take_express(&mut self, body: &[u8], out: &mut Outbox, now: Instant) -> bool {
-        let Ok((answer, proof)) = self.agreement.take(body) else { return false };
+        // The keys are to be those of the session, whoever else this may be of.
+        let Some((answer, proof)) = (!self.aside).then(|| self.agreement.take(body).ok()).flatten() else {
+            return false;
+        };
         self.say_of_express(answer, proof, out, now);
         true
     }
 
-    /// A message came under express keys: the first one, an empty one, or from elsewhere than before.
-    fn opened_express(&mut self, (index, empty): (u32, bool), path: Path, out: &mut Outbox) {
+    /// A message came under express keys that is empty, or from elsewhere than before.
+    fn opened_express(&mut self, (index, empty): (u32, bool), path: Path, out: &mut Outbox, now: Instant) {
         self.move_to(path);
-        if let Some(Proof(sealer)) = self.agreement.opened(index, empty) {
-            self.put_express(&sealer, &[], out);
+        if empty {
+            self.say_of_express(Some(express::Message::Opened { index }), None, out, now);
         }
     }
 
     /// Runs what [`super::timers`] and the agreement have to do.
     pub(super) fn tick_express(&mut self, out: &mut Outbox, rekey_after: Duration, now: Instant) {
+        if !self.has_session() {
+            self.agreement.ended();
+        }
         let moved = self.moved(now);
         let worn = self.wants_handshake || self.lanes.is_worn();
         let due = self.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
@@ -204,18 +212,18 @@ impl Session {
 
     fn say_of_express(
         &mut self,
-        message: Option<crate::express::Message>,
+        message: Option<express::Message>,
         proof: Option<Proof>,
         out: &mut Outbox,
         now: Instant,
     ) {
         if let Some(message) = message.filter(|_| self.has_session()) {
-            let mut body = [0; LONGEST];
+            let mut body = Zeroizing::new([0; LONGEST]);
             let len = message.write(&mut body);
             let message = Message { kind: Kind::Express, answer: false, id: 0, body: &body[..len] };
-            let mut packet = [0; (OVERHEAD + LONGEST).next_multiple_of(PADDING)];
+            let mut packet = Zeroizing::new([0; (OVERHEAD + LONGEST).next_multiple_of(PADDING)]);
             let (own, peer) = (address::of(&self.own), address::of(&self.settings().public_key));
-            let len = message.write_packet(own, peer, &mut packet);
+            let len = message.write_packet(own, peer, &mut *packet);
             // Under WireGuard's session whatever there is: it is what the keys rest on. Lost, it is said again.
             let _ = self.seal(&packet[..len.next_multiple_of(PADDING)], 0, out, now);
         }

@@ -567,7 +567,7 @@ impl Judge<'_> {
     /// Hands the agent a packet of this peer; whether it came under express keys is the last of `from`.
     fn tell_agent(&self, from: (&Peer, &mut Session, bool), len: usize, inbox: &mut Inbox, out: &mut Outbox) {
         let (agents, own) = (&self.device.agents, self.table.address);
-        if !agents.tunnelled(&inbox.spare()[..len], own, from, out, self.now) {
+        if !agents.tunnelled(&mut inbox.spare()[..len], own, from, out, self.now) {
             count(&self.device.drops.refused);
         }
     }

@@ -84,6 +84,8 @@ pub(super) struct Session {
     shared_path: Arc<ArcSwapOption<Path>>,
     pub(super) agreement: Agreement,
     pub(super) timers: Timers,
+    /// What was opened last was under other keys than the session's.
+    pub(super) aside: bool,
     /// The peer is to be asked for a handshake, so that it may begin an agreement.
     pub(super) wants_handshake: bool,
     /// Data that left and came under WireGuard's own session since the last tick.
@@ -157,6 +159,7 @@ impl Peer {
             shared_path: Arc::clone(&path),
             agreement,
             timers: Timers::default(),
+            aside: false,
             wants_handshake: false,
             data: Ways::default(),
             ticked: Ticked::default(),
@@ -353,6 +356,7 @@ impl Session {
         if matches!(opened, Opened::Refused) {
             return self.open_other(datagram, path, inbox, now, wall);
         }
+        self.aside = false;
         self.authenticated(datagram.len(), path, now);
         // A first packet under a new session confirms the response (whitepaper, section 5.4.6).
         if self.responded.is_some() && self.responded == message::receiver(datagram) {
@@ -441,7 +445,6 @@ impl Session {
                 // Gave up after REKEY_ATTEMPT_TIME, or keys older than three times REJECT_AFTER_TIME.
                 self.initiating_since = None;
                 lost += std::mem::take(&mut self.queued);
-                self.agreement.ended();
                 None
             }
             _ => None,

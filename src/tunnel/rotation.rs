@@ -179,7 +179,8 @@ impl Session {
                 *heard = now;
             }
             self.authenticated(datagram.len(), path, now);
-            self.hint |= !self.take_turn(at, false, now, wall);
+            self.aside = !self.take_turn(at, false, now, wall);
+            self.hint |= self.aside;
             return opened;
         }
         Opened::Refused
