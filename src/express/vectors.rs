@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::cipher::{Opener, Refused, Sealer};
 use super::OVERHEAD;
+use super::cipher::{Opener, Refused, Sealer};
 use super::keys::{Contribution, Party, cipher, derive_bytes};
 use super::message::{LONGEST, Message, Unreadable};
 use crate::channel::{self, Kind, address};
