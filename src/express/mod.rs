@@ -22,7 +22,8 @@ mod counter;
 mod keys;
 mod lanes;
 mod message;
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
 mod vectors;
 mod window;
 mod wiped;

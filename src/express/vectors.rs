@@ -150,12 +150,12 @@ fn messages_are_opened_once_and_while_the_keys_last() {
     let openers = [0, 1].map(|direction| opener(&vectors, direction, now));
     for case in list(&vectors, "messages") {
         let (message, plain, opener) = (bytes(case, "message"), bytes(case, "plain"), &openers[direction(case)]);
-        let mut opened = vec![0xaa; message.len()];
+        let mut room = vec![0xaa; message.len()];
         let late = now + Duration::from_secs(60);
-        assert_eq!(opener.open(&message, &mut opened, late), Err(Refused::Expired), "{case}");
-        assert_eq!(opener.open(&message, &mut opened, now), Ok(plain.len()), "{case}");
-        assert_eq!(opened[..plain.len()], plain, "{case}");
-        assert_eq!(opener.open(&message, &mut opened, now), Err(Refused::Replayed), "{case}");
+        assert_eq!(opener.open(&message, &mut room, late), Err(Refused::Expired), "{case}");
+        assert_eq!(opener.open(&message, &mut room, now), Ok(plain.len()), "{case}");
+        assert_eq!(room[..plain.len()], plain, "{case}");
+        assert_eq!(opener.open(&message, &mut room, now), Err(Refused::Replayed), "{case}");
     }
 }
 
@@ -172,10 +172,10 @@ fn messages_are_sealed_as_by_another_implementation() {
         for counter in 0..8 {
             let case = cases.iter().find(|case| case["counter"] == counter);
             let plain = case.map_or(Vec::new(), |case| bytes(case, "plain"));
-            let mut sealed = vec![0xaa; plain.len() + OVERHEAD];
-            assert_eq!(sealer.seal(&plain, &mut sealed), Some(sealed.len()));
+            let mut written = vec![0xaa; plain.len() + OVERHEAD];
+            assert_eq!(sealer.seal(&plain, &mut written), Some(written.len()));
             if let Some(case) = case {
-                assert_eq!(sealed, bytes(case, "message"), "{case}");
+                assert_eq!(written, bytes(case, "message"), "{case}");
             }
         }
     }
