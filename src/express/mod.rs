@@ -22,6 +22,9 @@ mod counter;
 mod keys;
 mod lanes;
 mod message;
+#[cfg(test)]
+#[cfg(not(feature = "loom"))]
+mod vectors;
 mod window;
 mod wiped;
 
