@@ -15,6 +15,7 @@
 //! | Proving, Express | Stop for the index that is sent to | **Refused**; data leaves under WireGuard's session |
 //! | any | a message under an index that is unknown, or 32 in a row that do not open | Stop, once a second at most |
 //! | any | the host or the peer is no longer to | **Ordinary**; Stop as long as messages come |
+//! | Express | for 16 s nothing tells that what leaves under the keys arrives | **Refused** (unanswered) |
 //! | Express | 2^39 bytes are sealed | **Ordinary** |
 //! | any | 180 s after the handshake, or its session is gone | **Ordinary**; keys are dropped |
 //!
@@ -135,6 +136,13 @@ impl Agreement {
         if self.expires.take().is_some() {
             self.fall_back(State::Ordinary);
             self.lanes.clear();
+        }
+    }
+
+    /// Nothing that leaves under the keys arrives, it seems.
+    pub fn unheard(&mut self) {
+        if matches!(self.state, State::Express { .. }) {
+            self.fall_back(State::Refused { standing: Standing::Unanswered });
         }
     }
 

@@ -106,6 +106,7 @@ fn bodies_are_read_and_written_as_by_another_implementation() {
             Message::Decline { asked, .. } => ("decline", [asked, answerer.index]),
             Message::Stop { index, .. } if index == asker.index => ("stop", [index, answerer.index]),
             Message::Stop { index, .. } => ("stop", [asker.index, index]),
+            Message::Opened { index } => ("opened", [asker.index, index]),
         };
         assert_eq!((op, indices), (text(case, "op"), [asker.index, answerer.index]), "{case}");
     }

@@ -178,6 +178,9 @@ impl Session {
         let moved = self.moved(now);
         let worn = self.wants_handshake || self.lanes.is_worn();
         let due = self.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
+        if due == Some(Due::Fallback) {
+            self.agreement.unheard();
+        }
         let worth = self.timers.flowed() && self.ticked.own() - self.begun_at >= WORTH;
         let (said, proof) = self.agreement.tick((worth, self.agent), moved.express.received, now);
         self.say_of_express(said, proof, out, now);

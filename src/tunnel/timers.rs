@@ -3,19 +3,21 @@
 //! boringtun keeps them for its own packets, and knows of no others. What it does not see is kept here, looked at with each
 //! tick: whether anything moved since the one before, and under which kind.
 //!
-//! | | **owes** an answer since | **waits** for one since |
-//! | --- | --- | --- |
-//! | a packet left under WireGuard's own session | – | – |
-//! | one came under it | | – |
-//! | data left under express keys | | now, if not set |
-//! | data came under express keys | now, if not set | – |
-//! | a handshake completes | – | – |
-//! | for 5 s | an empty packet under WireGuard's session; – | |
-//! | for 15 s | | a handshake; – |
+//! | | **owes** an answer since | **waits** for one since | **unheard** since |
+//! | --- | --- | --- | --- |
+//! | a packet left under WireGuard's own session | – | – | |
+//! | one came under it | | – | – |
+//! | data left under express keys | | now, if not set | now, if not set |
+//! | data came under express keys | now, if not set | – | |
+//! | a handshake completes | – | – | – |
+//! | for 5 s | an empty packet under WireGuard's session; – | | |
+//! | for 15 s | | a handshake; – | |
+//! | for 16 s | | | data leaves under WireGuard's session; – |
 //!
 //! So whoever sends is answered within five seconds, whichever way data flows, and that is both sessions' passive keepalive
 //! (after KEEPALIVE_TIMEOUT at the latest, says the whitepaper) and the sign of life that boringtun goes by. Who is not
-//! answered within KEEPALIVE_TIMEOUT + REKEY_TIMEOUT begins a handshake. The rest is as in the whitepaper: who began the last
+//! answered within KEEPALIVE_TIMEOUT + REKEY_TIMEOUT begins a handshake. And whose express messages do not arrive, although
+//! all else does, hears of none under WireGuard's session. The rest is as in the whitepaper: who began the last
 //! handshake begins the next one when data left 120 s after it or later, or came 165 s after it; and either does when a key has sealed as
 //! much as it should. Retries are boringtun's own.
 
@@ -29,12 +31,15 @@ const DEAD: Duration = Duration::from_secs(15);
 const REKEY_ON_RECEIVING: Duration = Duration::from_secs(165);
 /// Half of KEEPALIVE_TIMEOUT: one answer may get lost before anybody takes the other for dead.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Three answers, and longer than [`DEAD`].
+const UNHEARD: Duration = Duration::from_secs(16);
 
 /// One peer's.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     owes: Option<Instant>,
     waits: Option<Instant>,
+    unheard: Option<Instant>,
     initiator: bool,
     /// Data, since the last handshake.
     sent: bool,
@@ -62,6 +67,8 @@ pub(super) struct Ways {
 pub(super) enum Due {
     Handshake,
     Keepalive,
+    /// Data is to leave under WireGuard's own session.
+    Fallback,
 }
 
 impl Timers {
@@ -95,8 +102,12 @@ impl Timers {
         if moved.own.received || moved.express.received {
             self.waits = None;
         }
+        if moved.own.received {
+            self.unheard = None;
+        }
         if moved.express.sent {
             self.waits.get_or_insert(now);
+            self.unheard.get_or_insert(now);
         }
         let over =
             |since: Option<Instant>, time| since.is_some_and(|since| now.saturating_duration_since(since) >= time);
@@ -109,6 +120,10 @@ impl Timers {
         }
         if old || worn {
             return Some(Due::Handshake);
+        }
+        if over(self.unheard, UNHEARD) {
+            self.unheard = None;
+            return Some(Due::Fallback);
         }
         if over(self.owes, ANSWER) {
             self.owes = None;
@@ -159,13 +174,25 @@ mod tests {
     fn who_is_not_answered_begins_a_handshake() {
         let moved = Moved { express: SENT, ..Moved::default() };
         assert_eq!(run(&mut Timers::default(), moved, |_| true, 62), [(60, Due::Handshake)]);
-        assert_eq!(run(&mut Timers::default(), moved, |tick| tick == 0, 200), [(60, Due::Handshake)]);
+        let due = run(&mut Timers::default(), moved, |tick| tick == 0, 200);
+        assert_eq!(due, [(60, Due::Handshake), (64, Due::Fallback)]);
         for answer in
             [Moved { own: RECEIVED, ..moved }, Moved { express: Ways { sent: true, received: true }, ..moved }]
         {
             let due = run(&mut Timers::default(), answer, |tick| tick % 50 == 0, 200);
             assert!(!due.iter().any(|(_, due)| *due == Due::Handshake), "{due:?}");
         }
+    }
+
+    #[test]
+    fn whose_messages_alone_do_not_arrive_falls_back() {
+        let both = Ways { sent: true, received: true };
+        let moved = Moved { express: both, ..Moved::default() };
+        let due = run(&mut Timers::default(), moved, |_| true, 66);
+        assert_eq!(due.last(), Some(&(64, Due::Fallback)), "{due:?}");
+        let heard = Moved { own: RECEIVED, express: both, ..Moved::default() };
+        let due = run(&mut Timers::default(), heard, |_| true, 200);
+        assert!(!due.iter().any(|(_, due)| *due == Due::Fallback), "{due:?}");
     }
 
     #[test]

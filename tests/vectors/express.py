@@ -120,6 +120,7 @@ bodies = [
     ("decline", "Decline: another version", body(3, 3, asker.index)),
     ("stop", "Stop by the answerer: off", body(4, 1, answerer.index)),
     ("stop", "Stop by the asker: doubt", body(4, 4, asker.index)),
+    ("opened", "Opened by the answerer", body(5, 0, answerer.index)),
 ]
 refused_bodies = [
     ("version", "an Ask of version 2", body(1, 0, asker.index, asker.contribution, version=2)),
@@ -133,6 +134,8 @@ refused_bodies = [
     ("malformed", "an Ask with an index of WireGuard's", body(1, 0, asker.index ^ EXPRESS, asker.contribution)),
     ("malformed", "an Agree with an answerer's index of WireGuard's", flipped(agree, 11, 7)),
     ("malformed", "a Decline without a reason", body(3, 0, asker.index)),
+    ("malformed", "an Opened with a reason", body(5, 1, answerer.index)),
+    ("malformed", "an Opened with an index of WireGuard's", body(5, 0, answerer.index ^ EXPRESS)),
     ("malformed", "an unknown operation", body(99, 0, asker.index)),
 ]
 
