@@ -14,6 +14,7 @@
 //! | Proving | Opened for the index that is sent to | data leaves under the keys; **Express** |
 //! | Proving, Express | Stop for the index that is sent to | **Refused**; data leaves under WireGuard's session |
 //! | any | a message under an index that is unknown, or 32 in a row that do not open | Stop, once a second at most |
+//! | any | 2 s after a Stop for doubt, said or heard, and ever later; the asker | **Ordinary** |
 //! | any | the host or the peer is no longer to | **Ordinary**; Stop as long as messages come |
 //! | Express | for 16 s nothing tells that what leaves under the keys arrives | **Refused** (unanswered) |
 //! | Express | 2^39 bytes are sealed | **Ordinary** |
@@ -40,6 +41,9 @@ const TRIES: u32 = 6;
 const TRIES_OF_A_STRANGER: u32 = 2;
 /// Empty messages under new keys: ten seconds of them.
 const PROOFS: u32 = 40;
+/// Between a doubt and the next Ask, at first; it doubles so often.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: u32 = 4;
 /// Between two Stops.
 const STOP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -60,6 +64,9 @@ pub struct Agreement {
     /// How often keys came into use.
     sessions: u64,
     stopped: Option<Instant>,
+    /// The asker asks anew then, and has had to so often under this session of WireGuard.
+    anew: Option<Instant>,
+    doubts: u32,
 }
 
 enum State {
@@ -85,7 +92,8 @@ impl Agreement {
     pub fn new(lanes: Arc<Lanes>, index: u32, own: PublicKey, peer: PublicKey, ability: Ability) -> Self {
         let base = INDEX | index << 8;
         let (state, number) = (State::Ordinary, 0);
-        Self { lanes, base, number, own, peer, ability, state, expires: None, spare: None, sessions: 0, stopped: None }
+        let (expires, spare, sessions, stopped, anew, doubts) = (None, None, 0, None, None, 0);
+        Self { lanes, base, number, own, peer, ability, state, expires, spare, sessions, stopped, anew, doubts }
     }
 
     /// Whether it has no contribution for what comes next; then [`Agreement::supply`] it.
@@ -128,6 +136,7 @@ impl Agreement {
     pub fn established(&mut self, own: PublicKey, peer: PublicKey, age: Duration, now: Instant) {
         (self.own, self.peer) = (own, peer);
         self.expires = Some(now + REJECT_AFTER_TIME.saturating_sub(age));
+        (self.anew, self.doubts) = (None, 0);
         self.fall_back(State::Ordinary);
     }
 
@@ -163,6 +172,10 @@ impl Agreement {
         if self.expires.is_some_and(|expires| now >= expires) {
             self.ended();
         }
+        if self.anew.is_some_and(|anew| now >= anew) {
+            self.anew = None;
+            self.fall_back(State::Ordinary);
+        }
         if let Some(stop) = self.stop(received, now) {
             return (Some(stop), None);
         }
@@ -180,8 +193,20 @@ impl Agreement {
             Ability::Unable(reason) => (received.then_some(self.base | u32::from(self.number))?, reason),
             Ability::Able => (stray?, Reason::Doubt),
         };
+        if reason == Reason::Doubt {
+            self.doubt(now);
+        }
         self.stopped = Some(now);
         Some(Message::Stop { index, reason })
+    }
+
+    /// What was agreed is no good: other keys may be, after a pause that grows, for somebody may want them to be agreed on
+    /// for ever.
+    fn doubt(&mut self, now: Instant) {
+        if self.is_asker() && self.anew.is_none() {
+            self.anew = Some(now + FIRST_PAUSE * (1 << self.doubts));
+            self.doubts = (self.doubts + 1).min(LONGEST_PAUSE);
+        }
     }
 
     fn prove(&mut self) -> Option<Proof> {
@@ -199,7 +224,7 @@ impl Agreement {
     ///
     /// # Errors
     /// When it is malformed.
-    pub fn take(&mut self, body: &[u8]) -> Result<(Option<Message>, Option<Proof>), Unreadable> {
+    pub fn take(&mut self, body: &[u8], now: Instant) -> Result<(Option<Message>, Option<Proof>), Unreadable> {
         Ok(match Message::parse(body) {
             Ok(Message::Ask { index, contribution }) => (self.answer(index, contribution), self.prove()),
             Ok(Message::Agree { asked, index, contribution }) => {
@@ -235,6 +260,9 @@ impl Agreement {
                 };
                 if sealer.is_some_and(|sealer| sealer.index() == index) {
                     self.fall_back(State::Refused { standing: Standing::There(reason) });
+                    if reason == Reason::Doubt {
+                        self.doubt(now);
+                    }
                 }
                 (None, None)
             }

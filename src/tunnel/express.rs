@@ -155,7 +155,7 @@ impl Session {
     /// The peer's agent says something about express sessions. False when nobody could make sense of it.
     pub(super) fn take_express(&mut self, body: &[u8], out: &mut Outbox, now: Instant) -> bool {
         // The keys are to be those of the session, whoever else this may be of.
-        let Some((answer, proof)) = (!self.aside).then(|| self.agreement.take(body).ok()).flatten() else {
+        let Some((answer, proof)) = (!self.aside).then(|| self.agreement.take(body, now).ok()).flatten() else {
             return false;
         };
         self.say_of_express(answer, proof, out, now);
