@@ -41,9 +41,8 @@ pub(super) struct Timers {
     waits: Option<Instant>,
     unheard: Option<Instant>,
     initiator: bool,
-    /// Data, since the last handshake.
-    sent: bool,
-    received: bool,
+    /// Data has moved since the last handshake.
+    flowed: bool,
 }
 
 /// What moved since the last tick.
@@ -79,7 +78,7 @@ impl Timers {
 
     /// Whether data has moved since the last handshake.
     pub(super) fn flowed(&self) -> bool {
-        self.sent || self.received
+        self.flowed
     }
 
     /// What is due, with a session of this age; `worn` when its keys have done enough.
@@ -90,8 +89,7 @@ impl Timers {
         rekey_after: Duration,
         now: Instant,
     ) -> Option<Due> {
-        self.sent |= moved.data.sent;
-        self.received |= moved.data.received;
+        self.flowed |= moved.data.sent || moved.data.received;
         // In an order that errs towards an answer too many.
         if moved.own.sent {
             self.owes = None;
@@ -112,8 +110,9 @@ impl Timers {
         let over =
             |since: Option<Instant>, time| since.is_some_and(|since| now.saturating_duration_since(since) >= time);
         let age = age?;
+        let Ways { sent, received } = moved.data;
         let old = self.initiator
-            && (self.sent && age >= rekey_after || self.received && age >= REKEY_ON_RECEIVING.max(rekey_after));
+            && (sent && age >= rekey_after || received && age >= REKEY_ON_RECEIVING.max(rekey_after));
         if over(self.waits, DEAD) {
             self.waits = None;
             return Some(Due::Handshake);
