@@ -27,6 +27,7 @@ mod news;
 mod path;
 mod rotate;
 mod running;
+mod sessions;
 
 use std::io;
 use std::path::Path;
@@ -57,6 +58,7 @@ use news::Rosters;
 use path::Paths;
 use rotate::Rotations;
 use running::{Changing, Running, Shown};
+use sessions::Sessions;
 
 /// How often names of silent peers are looked at, and the kernel is compared with the plan though it told of no change.
 const TEND: Duration = Duration::from_secs(5);
@@ -179,6 +181,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.follow_rotations() => {}
         () = running.exchange_news() => {}
         () = running.follow_news() => {}
+        () = running.remember_sessions() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -186,6 +189,8 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
     if let Some(uapi) = uapi {
         let _ = uapi.await;
     }
+    // What happened since the last look. That it could not be written was told.
+    let _ = running.write_sessions().await;
     drop(running.dataplane().take());
     Ok(())
 }
@@ -203,8 +208,9 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
     reconciler.set_listen_port(udp[0].port());
     let rosters = Rosters::load(&dirs.state);
+    let sessions = Sessions::load(&dirs.run, config);
     let built = tokio::select! {
-        built = build(&mut reconciler, config, udp, &rosters) => built,
+        built = build(&mut reconciler, config, udp, &rosters, &sessions) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
     };
     let (device, dataplane, endpoints, exits, outcome) = match built {
@@ -236,6 +242,7 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
         invitations: Invitations::new(dirs.state.clone()),
         rotations: Rotations::default(),
         rosters,
+        sessions,
         ending: watch::channel(false).0,
     })
 }
@@ -247,6 +254,7 @@ async fn build(
     config: &Arc<Config>,
     udp: Vec<Udp>,
     rosters: &Rosters,
+    sessions: &Sessions,
 ) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
     let tun = Tun::create(&config.host.interface, udp.len(), udp[0].offloads())
@@ -261,11 +269,13 @@ async fn build(
     });
     device.set_copy_dscp(config.host.copy_dscp);
     let mut endpoints = Endpoints::default();
+    sessions.resolve(config, &mut endpoints);
     let exits = Exits::new(Arc::clone(config), now);
     let mut peers = endpoints.settings(config).await;
     rosters.retain(config, &mut peers);
     let settings = Settings { peers, local: exits.local() };
     device.configure(&config.private_key, &settings, now);
+    sessions.recall(&device);
     let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
         .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;
     Ok((device, dataplane, endpoints, exits, outcome))

@@ -4,7 +4,6 @@ mod lab;
 
 use lab::traffic::Ping;
 use lab::{HOME6, Lab, NEXTCLOUD, PROXY, nat, secs, wait_for};
-use nix::sys::signal::Signal;
 
 /// The VPS's endpoint of home, as its own status says.
 fn endpoint(lab: &Lab) -> String {
@@ -69,18 +68,6 @@ fn keepalives_hold_a_nat_open_that_forgets_after_two_seconds() {
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     assert!(lab.proxy.ping(NEXTCLOUD), "the VPS reaches home after silence");
-}
-
-#[test]
-fn a_killed_vps_is_found_again() {
-    let lab = Lab::up();
-    assert!(lab.nextcloud.ping(PROXY));
-    lab.vps.end(Signal::SIGKILL);
-    assert!(!lab.nextcloud.ping(PROXY));
-    lab.vps.up();
-    // Home only learns that its session is gone from silence: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, 15 s.
-    wait_for("home makes a new session", secs(30), || lab.nextcloud.ping(PROXY).then_some(()));
-    assert!(lab.proxy.ping(NEXTCLOUD), "and the VPS knows the way back");
 }
 
 #[test]

@@ -56,6 +56,15 @@ impl Endpoints {
         config.peers.iter().map(settings).collect()
     }
 
+    /// Takes a peer's name to mean this address, until the peer is silent.
+    pub(super) fn assume(&mut self, peer: &Peer, addr: SocketAddr) {
+        let now = Instant::now();
+        if let Some(name) = name(peer) {
+            let asked = now.checked_sub(INTERVAL).unwrap_or(now);
+            self.known.insert(name, Lookup { addr: Some(addr), asked });
+        }
+    }
+
     /// Looks the names of silent peers up again, and sends their next handshakes to where they point now.
     pub(super) async fn refresh(&mut self, config: &Config, device: &Device) {
         let now = Instant::now();

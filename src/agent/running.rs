@@ -18,6 +18,7 @@ use super::mail::Mail;
 use super::news::Rosters;
 use super::path::Paths;
 use super::rotate::Rotations;
+use super::sessions::Sessions;
 use crate::config::Config;
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
@@ -59,6 +60,8 @@ pub(super) struct Running {
     pub(super) rotations: Rotations,
     /// What inviters say of the mesh.
     pub(super) rosters: Rosters,
+    /// For the process after this one.
+    pub(super) sessions: Sessions,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }

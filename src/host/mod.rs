@@ -16,7 +16,7 @@ mod container;
 pub mod containers;
 mod cpu;
 mod error;
-mod files;
+pub(crate) mod files;
 mod firewalls;
 mod guard;
 mod journal;

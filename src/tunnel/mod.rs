@@ -28,6 +28,7 @@ mod handshake;
 mod knocks;
 mod message;
 mod peer;
+mod recall;
 mod relay;
 mod rotation;
 mod snapshot;

@@ -15,6 +15,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use super::batch::{Inbox, Outbox, Path};
 use super::express::Ticked;
 use super::handshake::LONGEST;
+use super::recall::Recall;
 use super::relay::Relay;
 use super::rotation::{Identity, Other, Own};
 use super::timers::{Timers, Ways};
@@ -94,6 +95,8 @@ pub(super) struct Session {
     pub(super) ticked: Ticked,
     /// The sum of both counters as the session of WireGuard began.
     pub(super) begun_at: u64,
+    /// While the peer is called that had a session with the process before this one.
+    pub(super) recall: Option<Recall>,
 }
 
 /// Packets that boringtun keeps for a session to come (its `MAX_QUEUE_DEPTH`); of more it says nothing.
@@ -164,6 +167,7 @@ impl Peer {
             data: Ways::default(),
             ticked: Ticked::default(),
             begun_at: 0,
+            recall: None,
         };
         if let Some(remote) = session.settings.endpoint {
             session.set_endpoint(remote);
@@ -269,6 +273,9 @@ impl Session {
         if self.waits_for_a_call() {
             return false;
         }
+        if let Some(recall) = &mut self.recall {
+            recall.wanted = true;
+        }
         let Some(path) = self.path else { return false };
         let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(out.spare(), false) else {
             return false;
@@ -278,9 +285,9 @@ impl Session {
         true
     }
 
-    /// Begins a handshake by one initiation to each of `remotes`, also when another one is under way.
-    pub(super) fn call(&mut self, remotes: &[SocketAddr], out: &mut Outbox, now: Instant) -> bool {
-        let Some((&first, rest)) = remotes.split_first() else { return false };
+    /// Begins a handshake by one initiation on each of `paths`, also when another one is under way.
+    pub(super) fn call(&mut self, paths: &[Path], out: &mut Outbox, now: Instant) -> bool {
+        let Some((&first, rest)) = paths.split_first() else { return false };
         if !out.fits(LONGEST * rest.len()) {
             return false;
         }
@@ -289,10 +296,10 @@ impl Session {
         };
         let (sent, mut copy) = (Sent::of(datagram), [0; LONGEST]);
         copy[..sent.len].copy_from_slice(datagram);
-        self.commit(&sent, Path { remote: first, local: None }, out, now);
-        for &remote in rest {
+        self.commit(&sent, first, out, now);
+        for &path in rest {
             out.spare()[..sent.len].copy_from_slice(&copy[..sent.len]);
-            self.commit(&sent, Path { remote, local: None }, out, now);
+            self.commit(&sent, path, out, now);
         }
         true
     }
@@ -451,6 +458,9 @@ impl Session {
         };
         // Under a key that is no longer this host's nobody would answer.
         sent = sent.filter(|sent| sent.kind == message::DATA || !self.is_stale());
+        if self.recall.is_some() {
+            sent = self.call_again(sent, out, now);
+        }
         if sent.is_none() && self.keepalive_due(now) {
             let result = if self.has_session() {
                 self.tunn.encapsulate(&[], out.spare())

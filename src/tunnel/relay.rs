@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use super::Device;
-use super::batch::Outbox;
+use super::batch::{Outbox, Path};
 use super::peer::Peer;
 use super::table::Table;
 use crate::key::PublicKey;
@@ -91,7 +91,8 @@ impl Device {
     /// Begins a handshake with a peer, whatever stands, by one initiation to each of `remotes`. Where it is reached follows
     /// from where an answer comes from. False when there is no such peer or no room.
     pub fn call(&self, key: &PublicKey, remotes: &[SocketAddr], out: &mut Outbox, now: Instant) -> bool {
-        self.table.load().peers.get(key).is_some_and(|peer| peer.lock().call(remotes, out, now))
+        let paths: Vec<Path> = remotes.iter().map(|&remote| Path { remote, local: None }).collect();
+        self.table.load().peers.get(key).is_some_and(|peer| peer.lock().call(&paths, out, now))
     }
 }
 

@@ -2,6 +2,7 @@
 //! duplicates. boringtun reads the same clock (its `mock-instant`), so hours pass in milliseconds.
 
 mod egress;
+mod recall;
 mod rotation;
 
 use std::collections::BTreeSet;
