@@ -242,7 +242,7 @@ fn who_is_not_invited_costs_less_than_a_handshake() {
         for (from, message) in messages {
             inviter.take(*from, message);
         }
-        (cpu() - start, inviter.sent().len())
+        (cpu().saturating_sub(start), inviter.sent().len())
     };
     let ((bad, none), (good, answers)) = (cost(&strangers), cost(&guests));
     let (copies, no_more) = cost(&guests);
