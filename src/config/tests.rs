@@ -60,23 +60,7 @@ fn peer_says(rest: &str, expected: &[&str]) {
 
 /// What a peer's file need not say.
 fn nothing_more() -> Peer {
-    Peer {
-        name: String::new(),
-        public_key: VPS.parse().unwrap(),
-        preshared_key: None,
-        endpoint: None,
-        addresses: Vec::new(),
-        subnets: Vec::new(),
-        persistent_keepalive: None,
-        client: false,
-        allow: None,
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: NextKeys::default(),
-    }
+    Peer::new("", VPS.parse().unwrap())
 }
 
 #[test]
