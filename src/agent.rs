@@ -10,6 +10,7 @@
 //! guard and the `unreachable` routes stay, so that an egress bridge has no way out until the agent is back.
 
 mod answer;
+mod ciphers;
 mod detach;
 mod direct;
 mod doctor;
@@ -175,6 +176,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.follow_names() => {}
         () = running.watch_exits() => {}
         () = running.watch_paths() => {}
+        () = running.watch_ciphers() => {}
         () = running.find_direct_paths() => {}
         () = running.serve_guests() => {}
         () = running.tend_invitations() => {}

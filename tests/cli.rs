@@ -246,6 +246,7 @@ fn a_peer_is_added_listed_shown_and_removed() {
         "client": false,
         "allow": null,
         "preshared_key": false,
+        "express": "auto",
         "via": null,
         "introduced_by": null,
         "inviter_key": null,

@@ -37,7 +37,7 @@ impl Endpoints {
     pub(super) async fn settings(&mut self, config: &Config) -> Vec<PeerSettings> {
         let unknown = config.peers.iter().filter_map(name).filter(|name| self.addr(name).is_none());
         self.look_up(unknown.collect()).await;
-        let cpu = Ability::of_this_cpu();
+        let ability = express(config);
         let settings = |peer: &Peer| PeerSettings {
             public_key: peer.public_key,
             preshared_key: peer.preshared_key.clone(),
@@ -51,7 +51,7 @@ impl Endpoints {
             deliver: peer.trusted(),
             via: peer.via.as_ref().and_then(|name| Some(config.peer(name)?.public_key)),
             next: peer.next.clone(),
-            express: if config.host.express && peer.express { cpu } else { Ability::Unable(Reason::Off) },
+            express: if peer.express { ability } else { Ability::Unable(Reason::Off) },
         };
         config.peers.iter().map(settings).collect()
     }
@@ -104,6 +104,11 @@ impl Endpoints {
     }
 }
 
+/// Whether this host has express sessions.
+pub(super) fn express(config: &Config) -> Ability {
+    if config.host.express { Ability::of_this_cpu() } else { Ability::Unable(Reason::Off) }
+}
+
 fn name(peer: &Peer) -> Option<Name> {
     match peer.endpoint.as_ref()? {
         Endpoint::Name(host, port) => Some((host.clone(), *port)),
@@ -121,6 +126,37 @@ async fn ask((host, port): &Name) -> Option<SocketAddr> {
         Err(_) => {
             tracing::warn!(host, "no answer from the name server; will try again");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::config::{Files, SourceFile, parse};
+    use crate::key::PrivateKey;
+
+    #[test]
+    fn express_sessions_are_off_where_either_file_says_so() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let key = |seed| PrivateKey::from_bytes([seed; 32]);
+        let file = |path: &str, text: String| SourceFile { path: path.to_owned(), text: text.into_bytes() };
+        let off = |off: bool| if off { "express = \"off\"\n" } else { "" };
+        for (here, for_vps) in [(false, false), (false, true), (true, false), (true, true)] {
+            let host = format!("name = \"home\"\naddresses = [\"10.88.0.2/24\"]\n{}", off(here));
+            let vps = format!("public_key = \"{}\"\n{}", key(1).public_key(), off(for_vps));
+            let config = parse(&Files {
+                host: file("meshd.toml", host),
+                private_key: file("private.key", key(2).expose_base64()),
+                peers: vec![("vps".to_owned(), file("peers/vps.toml", vps))],
+                preshared_keys: BTreeMap::new(),
+            })
+            .unwrap();
+            let settings = runtime.block_on(Endpoints::default().settings(&config));
+            let expected = if here || for_vps { Ability::Unable(Reason::Off) } else { Ability::of_this_cpu() };
+            assert_eq!(settings[0].express, expected, "{here} {for_vps}");
         }
     }
 }

@@ -84,6 +84,7 @@ impl Running {
             facts,
             clock_ahead,
             size,
+            express: snapshot.map(|snapshot| snapshot.express.standing),
         };
         (peer.name.clone(), exam)
     }

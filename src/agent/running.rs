@@ -12,16 +12,17 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use super::answer::Benches;
 use super::direct::Directs;
 use super::egress::Exits;
-use super::endpoints::Endpoints;
+use super::endpoints::{self, Endpoints};
 use super::enroll::Invitations;
 use super::mail::Mail;
 use super::news::Rosters;
 use super::path::Paths;
 use super::rotate::Rotations;
 use super::sessions::Sessions;
-use crate::config::Config;
+use crate::config::{Config, value};
 use crate::control::{self, api};
 use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
+use crate::express::Ability;
 use crate::host::{self, News, Reconciler, Rivals};
 use crate::key::{PrivateKey, PublicKey, SigningKey};
 use crate::store;
@@ -356,6 +357,10 @@ impl control::Agent for Running {
         Arc::clone(&self.device)
     }
 
+    fn express(&self) -> Ability {
+        endpoints::express(&self.config())
+    }
+
     fn listen_port(&self) -> u16 {
         self.dataplane().as_ref().map_or(0, Dataplane::port)
     }
@@ -410,13 +415,15 @@ fn refuse_new_interface(old: &Config, new: &Config) -> Result<(), api::Problem> 
 fn config_changes(old: &Config, new: &Config) -> Vec<String> {
     let key = new.private_key.public_key();
     let rekeyed = (new.private_key != old.private_key).then(|| format!("~ private key: this host is now {key}"));
+    let express =
+        (new.host.express != old.host.express).then(|| format!("~ express: {}", value::express_word(new.host.express)));
     let gone =
         old.peers.iter().filter(|peer| new.peer(&peer.name).is_none()).map(|peer| format!("- peer {}", peer.name));
     let other = new.peers.iter().filter_map(|peer| match old.peer(&peer.name) {
         None => Some(format!("+ peer {}", peer.name)),
         Some(before) => (before != peer).then(|| format!("~ peer {}", peer.name)),
     });
-    rekeyed.into_iter().chain(gone).chain(other).collect()
+    rekeyed.into_iter().chain(express).chain(gone).chain(other).collect()
 }
 
 fn name_of(config: &Config, key: &PublicKey) -> String {
@@ -440,6 +447,8 @@ fn peer_status(config: &Config, snapshot: &PeerSnapshot) -> api::PeerStatus {
         rx_bytes: snapshot.rx_bytes,
         tx_bytes: snapshot.tx_bytes,
         state: snapshot.state,
+        cipher: snapshot.cipher,
+        express: snapshot.express,
         persistent_keepalive: settings.persistent_keepalive,
         path: snapshot
             .relayed

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::page::{self, Cell, Colour, Column, Table};
 use super::{Dirs, Failure, ask};
 use crate::clock::unix_now;
-use crate::control::api::{self, Drops, Guard, PeerStatus, Status};
+use crate::control::api::{self, Cipher, Drops, Guard, PeerStatus, Status};
 use crate::control::client::{Client, ClientError};
 use crate::tunnel::PeerState;
 
@@ -17,7 +17,11 @@ use crate::tunnel::PeerState;
   meshd status                   a page for people
   meshd status --watch           the same, each second, until Ctrl-C
   meshd status --json | jq -r '.peers[] | select(.state != \"up\").name'
-  meshd status --json --watch    one JSON object a line, each second")]
+  meshd status --json --watch    one JSON object a line, each second
+
+\"up, aes\" is a peer to which data leaves under AES-256-GCM, in an express
+session; \"up, chacha\" one to which it leaves in WireGuard's own. Why a peer is
+not on an express session, `meshd doctor NAME` says.")]
 pub struct Args {
     /// Print JSON, whose fields are stable
     #[arg(long)]
@@ -120,7 +124,8 @@ fn peers(status: &Status, now: u64, colour: bool) -> String {
     ]);
     for peer in &status.peers {
         let (state, shade) = match peer.state {
-            PeerState::Up => ("up", Colour::Green),
+            PeerState::Up if peer.cipher == Cipher::Aes256Gcm => ("up, aes", Colour::Green),
+            PeerState::Up => ("up, chacha", Colour::Green),
             PeerState::Connecting => ("connecting", Colour::Yellow),
             PeerState::Down => ("down", Colour::Red),
         };
@@ -197,7 +202,7 @@ mod tests {
         status.peers[1].path = "via vps".to_owned();
         (status.peers[1].endpoint, status.peers[1].state) = (status.peers[0].endpoint, PeerState::Up);
         let page = render(&status, 1_700_000_100, false);
-        assert!(page.contains("\nphone  up     via vps             never"), "{page}");
+        assert!(page.contains("\nphone  up, chacha  via vps             never"), "{page}");
     }
 
     #[test]
@@ -210,9 +215,9 @@ home on mesh0, UDP port 51820, MTU 1420, meshd 0.1.0
   public key  {}
   addresses   10.88.0.2/24, fd88::2/64
 
-PEER   STATE  ENDPOINT            HANDSHAKE  RECEIVED  SENT
-vps    up     203.0.113.10:51820  12 s ago   1.18 MiB  89 B
-phone  down   -                   never           0 B   0 B
+PEER   STATE    ENDPOINT            HANDSHAKE  RECEIVED  SENT
+vps    up, aes  203.0.113.10:51820  12 s ago   1.18 MiB  89 B
+phone  down     -                   never           0 B   0 B
 
 BRIDGE  EGRESS  GUARD  SUBNETS
 br0     vps     armed  10.89.2.0/24, fd89:2::/64
@@ -295,7 +300,7 @@ warning: peer phone: has no endpoint and was never heard of
     #[test]
     fn colours_change_nothing_but_colours() {
         let coloured = render(&fake::status(), 1_700_000_100, true);
-        assert!(coloured.contains("\x1b[32mup\x1b[0m") && coloured.contains("\x1b[31mdown\x1b[0m"));
+        assert!(coloured.contains("\x1b[32mup, aes\x1b[0m") && coloured.contains("\x1b[31mdown\x1b[0m"));
         let mut bare = coloured;
         for code in ["31", "32", "33", "0"] {
             bare = bare.replace(&format!("\x1b[{code}m"), "");
@@ -310,6 +315,14 @@ warning: peer phone: has no endpoint and was never heard of
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["peers"][1]["latest_handshake"], serde_json::Value::Null);
         assert_eq!((&value["peers"][0]["state"], &value["bridges"][0]["guard"]), (&"up".into(), &"armed".into()));
+        assert_eq!(
+            (&value["peers"][0]["cipher"], &value["peers"][0]["express"]["state"]),
+            (&"aes-256-gcm".into(), &"on".into())
+        );
+        assert_eq!(
+            (&value["peers"][1]["cipher"], &value["peers"][1]["express"]["sessions"]),
+            (&"chacha20-poly1305".into(), &0.into())
+        );
     }
 
     #[test]

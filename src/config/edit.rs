@@ -4,7 +4,7 @@ mod bridge;
 
 use toml_edit::{Array, DocumentMut, Item, Table, TomlError, Value};
 
-use super::{Peer, quote};
+use super::{Peer, quote, value};
 use crate::key::PresharedKey;
 pub use bridge::{add_bridge, default_egress, is_written, set_addresses, widen_bridge};
 
@@ -25,7 +25,7 @@ pub fn peer(peer: &Peer) -> String {
     set("persistent_keepalive", peer.persistent_keepalive.map(|seconds| i64::from(seconds).into()));
     set("client", peer.client.then(|| true.into()));
     set("allow", peer.allow.as_ref().map(|allow| strings(allow)));
-    set("express", (!peer.express).then(|| "off".into()));
+    set("express", (!peer.express).then(|| value::express_word(false).into()));
     set("via", peer.via.as_deref().map(Value::from));
     set("introduced_by", peer.introduced_by.as_deref().map(Value::from));
     set("inviter_key", peer.inviter_key.map(|key| key.to_string().into()));

@@ -189,6 +189,27 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// What its file says when it says no more than the key.
+    pub fn new(name: impl Into<String>, public_key: PublicKey) -> Self {
+        Self {
+            name: name.into(),
+            public_key,
+            preshared_key: None,
+            endpoint: None,
+            addresses: Vec::new(),
+            subnets: Vec::new(),
+            persistent_keepalive: None,
+            client: false,
+            allow: None,
+            lans: Vec::new(),
+            via: None,
+            introduced_by: None,
+            inviter_key: None,
+            next: NextKeys::default(),
+            express: true,
+        }
+    }
+
     /// Whether it may reach all that this host forwards to.
     pub fn has_the_mesh(&self) -> bool {
         let all = Allow { to: Place::Mesh, service: None };

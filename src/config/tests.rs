@@ -60,23 +60,7 @@ fn peer_says(rest: &str, expected: &[&str]) {
 
 /// What a peer's file need not say.
 fn nothing_more() -> Peer {
-    Peer {
-        name: String::new(),
-        public_key: VPS.parse().unwrap(),
-        preshared_key: None,
-        endpoint: None,
-        addresses: Vec::new(),
-        subnets: Vec::new(),
-        persistent_keepalive: None,
-        client: false,
-        allow: None,
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: NextKeys::default(),
-    }
+    Peer::new("", VPS.parse().unwrap())
 }
 
 #[test]
@@ -90,6 +74,7 @@ endpoint = "home.example.net:51820"
 mtu = 1400
 workers = 2
 copy_dscp = true
+express = "off"
 
 [[bridge]]
 name = "br0"
@@ -118,7 +103,7 @@ to = "10.89.2.10:443"
              subnets = [\"10.89.1.0/24\", \"fd89:1::/64\"]\npersistent_keepalive = 25\n"
         ),
     );
-    let phone = "persistent_keepalive = 0\naddresses = [\"10.88.0.9\"]\nclient = true\nallow = [\"10.89.2.0/24\", \"host tcp/22\"]\n";
+    let phone = "persistent_keepalive = 0\naddresses = [\"10.88.0.9\"]\nclient = true\nallow = [\"10.89.2.0/24\", \"host tcp/22\"]\nexpress = \"off\"\n";
     let phone = peer(PHONE, phone);
     let config = parse(&files(host, &[("vps", vps), ("phone", phone)])).unwrap();
     let net = |text: &str| text.parse::<IpNet>().unwrap();
@@ -152,7 +137,7 @@ to = "10.89.2.10:443"
                     to: "10.89.2.10:443".parse().unwrap()
                 }],
                 domain: "mesh".to_owned(),
-                express: true,
+                express: false,
             },
             private_key: OWN.parse().unwrap(),
             peers: vec![
@@ -162,6 +147,7 @@ to = "10.89.2.10:443"
                     addresses: vec!["10.88.0.9".parse().unwrap()],
                     client: true,
                     allow: Some(vec![allow("10.89.2.0/24").unwrap(), allow("host tcp/22").unwrap()]),
+                    express: false,
                     ..nothing_more()
                 },
                 Peer {
@@ -191,6 +177,14 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((host.interface.as_str(), host.listen_port, host.mtu, host.copy_dscp), ("mesh0", 51820, 1420, false));
     assert_eq!((&host.bridges[0].egress, host.bridges[0].allow.len()), (&Egress::Direct, 0));
     assert_eq!((host.endpoint, host.exit, host.lans.len(), host.publish.len()), (None, None, 0, 0));
+    assert!(host.express);
+}
+
+#[test]
+fn express_is_auto_or_off() {
+    peer_says("express = \"on\"\n", &["peers/vps.toml:2: express \"on\": expected \"auto\" or \"off\""]);
+    peer_says("express = \"auto\"\n", &[]);
+    says(&files(&format!("express = false\n{HOME}"), &[]), &["meshd.toml:1: express: expected a string, found false"]);
 }
 
 #[test]
@@ -691,7 +685,7 @@ fn keys_to_come_are_nobody_elses_and_survive_an_edit() {
     let next = PrivateKey::from_bytes([9; 32]).public_key();
     let file = |key: &dyn std::fmt::Display| format!("public_key = \"{VPS}\"\nnext_public_key = \"{key}\"\n");
     let of = |text: &str| parse(&files(HOME, &[("phone", peer(PHONE, "")), ("vps", text.to_owned())]));
-    let config = of(&format!("{}next_preshared_key = \"{OWN}\"\n", file(&next))).unwrap();
+    let config = of(&format!("{}next_preshared_key = \"{OWN}\"\nexpress = \"off\"\n", file(&next))).unwrap();
     let peer = config.peer("vps").unwrap();
     assert_eq!(
         (peer.next.public_key, peer.next.preshared_key.as_ref().map(PresharedKey::expose_base64)),

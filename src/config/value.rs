@@ -31,6 +31,11 @@ pub fn express(text: &str) -> Result<bool, String> {
     }
 }
 
+/// As [`express`] reads it.
+pub fn express_word(express: bool) -> &'static str {
+    if express { "auto" } else { "off" }
+}
+
 /// What names in the mesh end in: one or more labels.
 pub fn domain(text: &str) -> Result<String, String> {
     if text.len() <= 190 && text.split('.').all(|label| name(label).is_ok()) {

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::bench::Report;
 pub use crate::doctor::exam::Examined;
+use crate::express;
 use crate::key::PublicKey;
 pub use crate::mesh::introduce::{Introduced, Introduction};
+pub use crate::tunnel::Cipher;
 use crate::tunnel::PeerState;
 
 /// `meshd status --json`.
@@ -104,6 +106,12 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// How it fares.
     pub state: PeerState,
+    /// What data to it leaves under now.
+    #[serde(default)]
+    pub cipher: Cipher,
+    /// Its express sessions; their bytes are in the sums above, too.
+    #[serde(default)]
+    pub express: express::Snapshot,
     /// Seconds.
     pub persistent_keepalive: Option<u16>,
     /// How packets for it go now: `direct`, or `via NAME` of the peer that relays them.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::{Agent, api};
+use crate::express::{self, Ability, Standing};
 use crate::key::{PrivateKey, PublicKey};
-use crate::tunnel::{Device, PeerState};
+use crate::tunnel::{Cipher, Device, PeerState};
 
 pub(crate) fn peer_key(seed: u8) -> PublicKey {
     PrivateKey::from_bytes([seed; 32]).public_key()
@@ -20,6 +21,9 @@ pub(crate) fn peer_key(seed: u8) -> PublicKey {
 pub(crate) fn hex_of(key: &[u8; 32]) -> String {
     key.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
+
+/// What home sent the VPS, and got from it, in express sessions.
+const COUNTS: express::Counts = express::Counts { tx_packets: 1, tx_bytes: 48, rx_packets: 900, rx_bytes: 1_234_000 };
 
 /// Home of the worked example: one peer that is up, one that never was heard of.
 pub(crate) fn status() -> api::Status {
@@ -45,6 +49,8 @@ pub(crate) fn status() -> api::Status {
                 rx_bytes: 1_234_567,
                 tx_bytes: 89,
                 state: PeerState::Up,
+                cipher: Cipher::Aes256Gcm,
+                express: express::Snapshot { standing: Standing::On, counts: COUNTS, sessions: 2 },
                 persistent_keepalive: Some(25),
                 path: "direct".into(),
             },
@@ -59,6 +65,8 @@ pub(crate) fn status() -> api::Status {
                 rx_bytes: 0,
                 tx_bytes: 0,
                 state: PeerState::Down,
+                cipher: Cipher::default(),
+                express: express::Snapshot::default(),
                 persistent_keepalive: None,
                 path: "direct".into(),
             },
@@ -187,6 +195,10 @@ impl Agent for FakeAgent {
 
     fn device(&self) -> Arc<Device> {
         Arc::new(Device::new(PrivateKey::from_bytes([100; 32]), 1420, Instant::now()))
+    }
+
+    fn express(&self) -> Ability {
+        Ability::Able
     }
 
     fn listen_port(&self) -> u16 {

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::api::{DIRECT, Guard, Status};
+use super::api::{Cipher, DIRECT, Guard, PeerStatus, Status};
 use crate::tunnel::PeerState;
 
 /// The media type of [`render`]'s text.
@@ -48,6 +48,7 @@ pub fn render(status: &Status, now: u64) -> String {
     for (peer, labels) in peers() {
         page.sample("meshd_peer_transmit_bytes_total", &labels, peer.tx_bytes);
     }
+    express(&mut page, peers);
     let completed = || peers().filter_map(|(peer, labels)| Some((peer.latest_handshake?, labels)));
     page.family(
         "meshd_peer_latest_handshake_timestamp_seconds",
@@ -77,6 +78,64 @@ pub fn render(status: &Status, now: u64) -> String {
         page.sample("meshd_bridge_guard_armed", &labels, u8::from(bridge.guard == Guard::Armed));
     }
     page.0
+}
+
+/// The same bytes by cipher, and what is known of express sessions.
+fn express<'a, P>(page: &mut Page, peers: impl Fn() -> P)
+where
+    P: Iterator<Item = (&'a PeerStatus, [(&'a str, &'a str); 2])>,
+{
+    page.family("meshd_peer_express", "gauge", "1 while data to the peer leaves under AES-256-GCM.");
+    for (peer, labels) in peers() {
+        page.sample("meshd_peer_express", &labels, u8::from(peer.cipher == Cipher::Aes256Gcm));
+    }
+    for (name, help, of) in EXPRESS {
+        page.family(name, "counter", help);
+        for (peer, labels) in peers() {
+            page.sample(name, &labels, of(peer));
+        }
+    }
+    for (name, help, of) in BYTES {
+        page.family(name, "counter", help);
+        for ((peer, [name_of, key]), cipher) in peers().flat_map(|peer| Cipher::ALL.map(|cipher| (peer, cipher))) {
+            page.sample(name, &[name_of, key, ("cipher", &cipher.to_string())], of(peer, cipher));
+        }
+    }
+}
+
+type OfPeer = fn(&PeerStatus) -> u64;
+type ByCipher = fn(&PeerStatus, Cipher) -> u64;
+
+const EXPRESS: [(&str, &str, OfPeer); 3] = [
+    (
+        "meshd_peer_express_sessions_total",
+        "How often data to the peer has come to leave under new keys of an express session.",
+        |peer| peer.express.sessions,
+    ),
+    ("meshd_peer_express_receive_packets_total", "Messages opened in express sessions.", |peer| {
+        peer.express.counts.rx_packets
+    }),
+    ("meshd_peer_express_transmit_packets_total", "Messages sealed in express sessions.", |peer| {
+        peer.express.counts.tx_packets
+    }),
+];
+
+const BYTES: [(&str, &str, ByCipher); 2] = [
+    (
+        "meshd_peer_cipher_receive_bytes_total",
+        "Authenticated bytes of UDP payload from the peer, by cipher.",
+        |peer, cipher| by(cipher, peer.rx_bytes, peer.express.counts.rx_bytes),
+    ),
+    ("meshd_peer_cipher_transmit_bytes_total", "Bytes of UDP payload to the peer, by cipher.", |peer, cipher| {
+        by(cipher, peer.tx_bytes, peer.express.counts.tx_bytes)
+    }),
+];
+
+fn by(cipher: Cipher, all: u64, express: u64) -> u64 {
+    match cipher {
+        Cipher::Aes256Gcm => express,
+        Cipher::ChaCha20Poly1305 => all.saturating_sub(express),
+    }
 }
 
 struct Page(String);
@@ -115,17 +174,26 @@ mod tests {
                 assert_eq!(line.split(['{', ' ']).next(), declared.last().copied(), "{line}");
             }
         }
-        assert_eq!(declared.len(), 10);
+        assert_eq!(declared.len(), 16);
     }
 
     #[test]
     fn the_samples_say_what_the_status_says() {
         let text = render(&status(), 1_700_000_100);
         let vps = format!("{{peer=\"vps\",public_key=\"{}\"}}", status().peers[0].public_key);
+        let under = |cipher: &str| vps.replace('}', &format!(",cipher=\"{cipher}\"}}"));
         for line in [
             format!("meshd_peer_up{vps} 1"),
             format!("meshd_peer_receive_bytes_total{vps} 1234567"),
             format!("meshd_peer_transmit_bytes_total{vps} 89"),
+            format!("meshd_peer_express{vps} 1"),
+            format!("meshd_peer_express_sessions_total{vps} 2"),
+            format!("meshd_peer_express_receive_packets_total{vps} 900"),
+            format!("meshd_peer_express_transmit_packets_total{vps} 1"),
+            format!("meshd_peer_cipher_receive_bytes_total{} 1234000", under("aes-256-gcm")),
+            format!("meshd_peer_cipher_receive_bytes_total{} 567", under("chacha20-poly1305")),
+            format!("meshd_peer_cipher_transmit_bytes_total{} 48", under("aes-256-gcm")),
+            format!("meshd_peer_cipher_transmit_bytes_total{} 41", under("chacha20-poly1305")),
             format!("meshd_peer_latest_handshake_timestamp_seconds{vps} 1700000088"),
             format!("meshd_peer_handshake_age_seconds{vps} 12"),
             "meshd_bridge_guard_armed{bridge=\"br0\",egress=\"vps\"} 1".to_owned(),

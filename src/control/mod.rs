@@ -22,6 +22,7 @@ pub use socket::{BindError, Listener};
 
 use tokio::sync::mpsc;
 
+use crate::express::Ability;
 use crate::key::PrivateKey;
 use crate::tunnel::Device;
 
@@ -51,6 +52,8 @@ pub trait Agent: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
     /// The tunnel, for UAPI.
     fn device(&self) -> Arc<Device>;
+    /// Whether this host has express sessions, for peers that UAPI adds.
+    fn express(&self) -> Ability;
     /// The UDP port in use, for UAPI.
     fn listen_port(&self) -> u16;
     /// Moves the tunnel to another UDP port (`wg set IF listen-port N`).

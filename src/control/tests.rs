@@ -289,8 +289,8 @@ fn fields_of_a_newer_agent_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let listener = std::os::unix::net::UnixListener::bind(dir.path().join(server::SOCKET)).unwrap();
     let mut status = serde_json::to_value(super::fake::status()).unwrap();
-    status["express"] = serde_json::json!({"sessions": 3});
-    status["peers"][0]["express"] = true.into();
+    status["moons"] = serde_json::json!({"full": 3});
+    status["peers"][0]["moons"] = true.into();
     let answers = [status.to_string(), "<html>".to_owned()];
     let thread = std::thread::spawn(move || {
         for body in answers {

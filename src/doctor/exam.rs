@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{State, Step};
 use crate::channel::MAX_BODY;
+use crate::express::Standing;
 use crate::key::PublicKey;
 use crate::tunnel::{Knock, PeerState};
 
@@ -106,6 +107,9 @@ pub struct PeerExam {
     pub clock_ahead: Option<i64>,
     /// Whether full packets pass.
     pub size: Option<Size>,
+    /// Where the express session with it stands.
+    #[serde(default)]
+    pub express: Option<Standing>,
 }
 
 /// What packets pass between two agents.

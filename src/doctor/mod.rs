@@ -13,6 +13,7 @@
 mod bridge;
 pub mod exam;
 pub mod exit;
+mod express;
 pub mod firewall;
 mod packets;
 mod peer;

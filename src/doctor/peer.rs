@@ -6,7 +6,7 @@ use super::exam::{Facts, PeerExam, Size};
 use super::firewall::{Hook, Packet};
 use super::packets::{self, Crossing};
 use super::ways::{self, Detour};
-use super::{Question, Remedy, Seen, State, Step, Udp};
+use super::{Question, Remedy, Seen, State, Step, Udp, express};
 use crate::config::{Config, Endpoint, Peer};
 use crate::tunnel::{Knock, KnockCause, PeerState};
 
@@ -56,8 +56,12 @@ pub fn steps(config: &Config, seen: &Seen, peer: &Peer) -> Vec<Step> {
             steps.extend(exam.size.map(|size| packet_size(seen, &peer.name, size)));
         }
         (None, true) => steps.push(Step::ok("tunnel", own, "its agent answers, but is too old to be asked more")),
-        (None, false) => steps.push(Step::skipped("tunnel", own, "no meshd agent answers, so it cannot be asked")),
+        (None, false) => {
+            steps.push(Step::skipped("tunnel", own, "no meshd agent answers, so it cannot be asked"));
+            return steps;
+        }
     }
+    steps.extend(exam.express.map(|standing| express::step(config, peer, standing)));
     steps
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::exam::{Examined, Facts, PeerExam, Size};
 use super::firewall::{Tool, iptables};
 use super::*;
+use crate::express::Standing;
 use crate::plan::{Family, PRIORITY_IIF, tables};
 use crate::store;
 use crate::tunnel::{Knock, KnockCause, PeerState};
@@ -123,10 +124,11 @@ fn exam(config: &Config, name: &str, state: PeerState) -> PeerExam {
         facts: up.then_some(facts),
         clock_ahead: up.then_some(12),
         size: up.then_some(Size { full: 1420, passed: Some(1420) }),
+        express: up.then_some(Standing::On),
     }
 }
 
-fn home() -> (Config, Seen) {
+pub(super) fn home() -> (Config, Seen) {
     let config = config("home", &["vps"]);
     let own =
         [("br0", "10.89.2.1/24"), ("br0", "fd89:2::1/64"), ("eth0", "192.168.1.20/24"), ("mesh0", "10.88.0.2/24")];
@@ -185,6 +187,7 @@ fn where_all_is_well_nothing_is_found() {
         "tunnel",
         "clock",
         "mtu",
+        "express",
         "exit",
         "return",
         "dns",

@@ -127,6 +127,7 @@ fn inviter(token: &Token, offer: &Offer, endpoint: &Endpoint, known: Option<&Pee
         persistent_keepalive: known.and_then(|known| known.persistent_keepalive).or(Some(KEEPALIVE)),
         // What this host lets it do is this host's to say.
         allow: known.and_then(|known| known.allow.clone()),
+        express: known.is_none_or(|known| known.express),
         inviter_key: Some(signs),
         ..peer
     })

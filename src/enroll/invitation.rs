@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::exchange::{Offer, Refusal};
 use super::{Secret, preshared_key, throwaway_key};
 use crate::config::{Config, Peer};
-use crate::key::{NextKeys, PresharedKey, PublicKey, SigningKey};
+use crate::key::{PresharedKey, PublicKey, SigningKey};
 use crate::mesh::{self, Member};
 
 /// Of seconds: who was let in at the last moment has so long to make its first handshake.
@@ -218,21 +218,11 @@ impl Invitation {
     /// The joiner as a peer of this host.
     pub fn peer(&self, key: PublicKey, preshared_key: Option<PresharedKey>) -> Peer {
         Peer {
-            name: self.name.clone(),
-            public_key: key,
             preshared_key,
-            endpoint: None,
             addresses: self.addresses.clone(),
             subnets: self.subnets.clone(),
-            persistent_keepalive: None,
-            client: false,
-            allow: None,
             lans: self.lans.clone(),
-            via: None,
-            introduced_by: None,
-            express: true,
-            inviter_key: None,
-            next: NextKeys::default(),
+            ..Peer::new(&self.name, key)
         }
     }
 

@@ -31,7 +31,7 @@ struct Count {
 }
 
 /// Messages and their bytes, keepalives and headers included, since there is the peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counts {
     /// Messages sealed.
     pub tx_packets: u64,

@@ -27,8 +27,11 @@ mod message;
 mod vectors;
 mod window;
 mod wiped;
+mod words;
 
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 pub use agreement::{Agreement, Proof};
 pub use cipher::{Opener, Refused, Sealer};
@@ -67,10 +70,12 @@ impl Ability {
 }
 
 /// Why not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Reason {
     /// `express = "off"`.
+    #[serde(rename = "configured")]
     Off = 1,
     /// The CPU has no instructions for AES.
     NoHardware = 2,
@@ -87,18 +92,21 @@ impl Reason {
 }
 
 /// What is known of one peer's at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Whether data to it goes under express keys, and why not.
+    #[serde(flatten)]
     pub standing: Standing,
     /// What has gone under express keys.
+    #[serde(flatten)]
     pub counts: Counts,
     /// How often data to it has come to leave under new ones.
     pub sessions: u64,
 }
 
 /// Where a peer stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
 pub enum Standing {
     /// Data to it goes under AES-256-GCM.
     On,
@@ -113,7 +121,9 @@ pub enum Standing {
     /// sessions, or something on the way that lets none through.
     Unanswered,
     /// This host does not.
+    #[serde(rename = "off_here")]
     Here(Reason),
     /// The peer does not.
+    #[serde(rename = "off_there")]
     There(Reason),
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Endpoint, Peer, allow, value};
-use crate::key::{NextKeys, PublicKey};
+use crate::key::PublicKey;
 
 /// A host or a client as another host introduces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,13 +106,9 @@ impl Member {
         let endpoint = self.endpoint.as_deref().map(value::endpoint).transpose();
         let allowed = self.allow.iter().map(|item| allow(item)).collect::<Result<Vec<_>, _>>();
         Ok(Peer {
-            name: self.name.clone(),
-            public_key: self.public_key,
-            preshared_key: None,
             endpoint: endpoint.map_err(|why| format!("endpoint of {}: {why}", self.name))?,
             addresses: self.addresses.clone(),
             subnets,
-            persistent_keepalive: None,
             client: self.client,
             allow: self
                 .client
@@ -120,11 +116,7 @@ impl Member {
                 .transpose()
                 .map_err(|why| format!("allow of {}: {why}", self.name))?,
             lans: self.lans.clone(),
-            via: None,
-            introduced_by: None,
-            express: true,
-            inviter_key: None,
-            next: NextKeys::default(),
+            ..Peer::new(&self.name, self.public_key)
         })
     }
 }

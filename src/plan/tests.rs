@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::config::{Allow, Bridge, Config, Egress, Exit, Host, Lan, Peer, PortRange, Protocol, Publish};
-use crate::key::{NextKeys, PrivateKey};
+use crate::key::PrivateKey;
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
@@ -19,21 +19,9 @@ fn allow(list: &[&str]) -> Vec<Allow> {
 
 fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
     Peer {
-        name: name.to_owned(),
-        public_key: PrivateKey::generate().unwrap().public_key(),
-        preshared_key: None,
-        endpoint: None,
         addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
         subnets: nets(subnets),
-        persistent_keepalive: None,
-        client: false,
-        allow: None,
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: NextKeys::default(),
+        ..Peer::new(name, PrivateKey::generate().unwrap().public_key())
     }
 }
 

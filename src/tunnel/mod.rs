@@ -53,7 +53,7 @@ pub use egress::{Egress, Local};
 pub use guests::{Guest, GuestLetter, Guests};
 pub use knocks::{Knock, KnockCause};
 pub use rotation::Standing;
-pub use snapshot::{PeerSnapshot, PeerState};
+pub use snapshot::{Cipher, PeerSnapshot, PeerState};
 
 use crate::channel::address;
 use crate::express::{Ability, Contribution, INDEX};

@@ -228,12 +228,7 @@ impl Session {
         self.path.map(|path| path.remote)
     }
 
-    pub(super) fn counters(&self) -> (u64, u64) {
-        let express = self.lanes.counts();
-        (self.rx_bytes + express.rx_bytes, self.tx_bytes + express.tx_bytes)
-    }
-
-    /// The same of what went under WireGuard's own session, handshakes included.
+    /// Bytes received and sent under WireGuard's own session, handshakes included.
     pub(super) fn own_counters(&self) -> (u64, u64) {
         (self.rx_bytes, self.tx_bytes)
     }

@@ -1,12 +1,13 @@
 //! What is known of the peers at one moment.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::peer::{Peer, Session};
 use super::{Device, PeerSettings};
 use crate::config::EVERYTHING;
-use crate::express;
+use crate::express::{self, Standing};
 use crate::key::PublicKey;
 
 /// What is known about a peer at one moment.
@@ -28,6 +29,8 @@ pub struct PeerSnapshot {
     pub unanswered: Duration,
     /// When the last authenticated packet came.
     pub heard: Option<Instant>,
+    /// What data to it leaves under: with the relay's session, while there is one.
+    pub cipher: Cipher,
     /// Its express sessions; their bytes are in the two sums above, too.
     pub express: express::Snapshot,
     /// Whether its agent has ever written to this one.
@@ -44,6 +47,33 @@ pub enum PeerState {
     Connecting,
     /// Neither.
     Down,
+}
+
+/// What data leaves under.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Cipher {
+    /// In WireGuard's own session.
+    #[default]
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+    /// In an express session.
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+}
+
+impl Cipher {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::ChaCha20Poly1305, Self::Aes256Gcm];
+}
+
+impl fmt::Display for Cipher {
+    /// As in JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+            Self::Aes256Gcm => "aes-256-gcm",
+        })
+    }
 }
 
 impl Device {
@@ -66,27 +96,30 @@ impl Device {
 }
 
 fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
-    let (rx_bytes, tx_bytes) = session.counters();
+    let (own, express) = (session.own_counters(), session.agreement.snapshot());
     PeerSnapshot {
         settings: PeerSettings { endpoint: session.endpoint(), ..session.settings().clone() },
         latest_handshake: session.latest_handshake(),
-        rx_bytes,
-        tx_bytes,
+        // Of one look at the counters, so that what is left of a sum without express sessions never shrinks.
+        rx_bytes: own.0 + express.counts.rx_bytes,
+        tx_bytes: own.1 + express.counts.tx_bytes,
         state: session.state(now),
         relayed: None,
         unanswered: session.unanswered(now),
         heard: session.heard(),
-        express: session.agreement.snapshot(),
+        cipher: if express.standing == Standing::On { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 },
+        express,
         agent: session.agent,
     }
 }
 
-/// Gives those that are reached through their relay the relay's state: theirs tells of the direct path alone.
+/// Gives those that are reached through their relay the relay's state and cipher: theirs tell of the direct path alone.
 fn share_states(peers: &mut [PeerSnapshot]) {
     for at in 0..peers.len() {
         if let Some(via) = peers[at].relayed {
             let relay = peers.iter().find(|peer| peer.settings.public_key == via);
-            peers[at].state = relay.map_or(PeerState::Down, |relay| relay.state);
+            (peers[at].state, peers[at].cipher) =
+                relay.map_or((PeerState::Down, Cipher::default()), |relay| (relay.state, relay.cipher));
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{Conf, Interface, Peer};
 use crate::config::{
     self, Allow, Config, DEFAULT_MTU, EVERYTHING, Place, PortRange, Protocol, Service, list_of_names, quote,
 };
-use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey};
+use crate::key::{PresharedKey, PrivateKey, PublicKey};
 
 /// The port of a name server.
 const DNS: u16 = 53;
@@ -66,21 +66,11 @@ pub fn client(config: &Config, client: Client<'_>) -> Result<(config::Peer, Conf
         Identity::Known(key) => *key,
     };
     let peer = config::Peer {
-        name: client.name.to_owned(),
-        public_key,
         preshared_key: Some(client.preshared_key.clone()),
-        endpoint: None,
         addresses: client.addresses.clone(),
-        subnets: Vec::new(),
-        persistent_keepalive: None,
         client: true,
         allow: Some(allow),
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: NextKeys::default(),
+        ..config::Peer::new(client.name, public_key)
     };
     let conf = Conf {
         interface: Interface {

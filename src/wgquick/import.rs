@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::take::is_everything;
 use super::{Conf, Hook, Peer, When};
 use crate::config::{self, DEFAULT_INTERFACE, DEFAULT_MTU, quote, value};
-use crate::key::{NextKeys, PrivateKey};
+use crate::key::PrivateKey;
 
 /// What the file does not say.
 #[derive(Debug)]
@@ -78,21 +78,12 @@ fn converted(peer: &Peer, name: &str, own: &[IpNet]) -> config::Peer {
     subnets.sort();
     subnets.dedup();
     config::Peer {
-        name: name.to_owned(),
-        public_key: peer.public_key,
         preshared_key: peer.preshared_key.clone(),
         endpoint: peer.endpoint.clone(),
         addresses,
         subnets,
         persistent_keepalive: peer.persistent_keepalive,
-        client: false,
-        allow: None,
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: NextKeys::default(),
+        ..config::Peer::new(name, peer.public_key)
     }
 }
 

@@ -148,21 +148,9 @@ fn nets(list: &[&str]) -> Vec<IpNet> {
 
 fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
     Peer {
-        name: name.to_owned(),
-        public_key: PrivateKey::generate().unwrap().public_key(),
-        preshared_key: None,
-        endpoint: None,
         addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
         subnets: nets(subnets),
-        persistent_keepalive: None,
-        client: false,
-        allow: None,
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: meshd::key::NextKeys::default(),
+        ..Peer::new(name, PrivateKey::generate().unwrap().public_key())
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::config::{Files, SourceFile};
 use crate::express::{Ability, Reason};
 use crate::key::{NextKeys, PrivateKey};
-use crate::tunnel::{PeerSettings, PeerState};
+use crate::tunnel::{Cipher, PeerSettings, PeerState};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -58,6 +58,7 @@ impl Watch {
 
     fn peers(&self) -> Vec<PeerSnapshot> {
         let snapshot = |name: &str| PeerSnapshot {
+            cipher: Cipher::default(),
             express: crate::express::Snapshot::default(),
             settings: PeerSettings {
                 public_key: key(name),

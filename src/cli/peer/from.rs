@@ -7,7 +7,7 @@ use super::super::{Dirs, Failure, print};
 use super::add::{Args, KEEPALIVE_BEHIND_NAT, said_of_flags, unknown_yet};
 use super::{Reload, outcome};
 use crate::config::{self, Config, edit, quote, value};
-use crate::key::{KeyError, NextKeys, PublicKey};
+use crate::key::{KeyError, PublicKey};
 use crate::store::{self, Edit, Layout};
 use crate::wgquick::{self, Taken};
 
@@ -80,8 +80,6 @@ fn peer(args: &Args, config: &Config, taken: &Taken) -> Result<config::Peer, Fai
     subnets.sort();
     subnets.dedup();
     Ok(config::Peer {
-        name: args.name.clone(),
-        public_key,
         preshared_key: taken.preshared_key.clone(),
         endpoint,
         addresses,
@@ -89,11 +87,6 @@ fn peer(args: &Args, config: &Config, taken: &Taken) -> Result<config::Peer, Fai
         persistent_keepalive: keepalive.filter(|&seconds| seconds > 0),
         client: args.client,
         allow: Some(allow).filter(|allow| !allow.is_empty()),
-        lans: Vec::new(),
-        via: None,
-        introduced_by: None,
-        express: true,
-        inviter_key: None,
-        next: NextKeys::default(),
+        ..config::Peer::new(&args.name, public_key)
     })
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::show::{all_of, columns, first_of};
 use super::super::{Dirs, Failure, print, print_json};
 use super::find;
-use crate::config::{Config, Peer};
+use crate::config::{Config, Peer, value};
 use crate::key::PublicKey;
 use crate::store;
 
@@ -55,6 +55,8 @@ struct Shown<'a> {
     allow: Option<Vec<String>>,
     /// Whether there is one.
     preshared_key: bool,
+    /// `auto` or `off`.
+    express: &'static str,
     via: Option<&'a str>,
     introduced_by: Option<&'a str>,
     inviter_key: Option<String>,
@@ -73,6 +75,7 @@ impl<'a> Shown<'a> {
             client: peer.client,
             allow: peer.allow.as_ref().map(|items| items.iter().map(ToString::to_string).collect()),
             preshared_key: peer.preshared_key.is_some(),
+            express: value::express_word(peer.express),
             via: peer.via.as_deref(),
             introduced_by: peer.introduced_by.as_deref(),
             inviter_key: peer.inviter_key.map(|key| key.to_string()),
@@ -117,6 +120,7 @@ pub fn show(args: Show, dirs: &Dirs) -> Result<(), Failure> {
         ["client", if shown.client { "yes" } else { "no" }].map(String::from),
         ["may reach".into(), may_reach(peer)],
         ["keepalive".into(), shown.persistent_keepalive.map_or_else(|| "-".into(), |seconds| format!("{seconds} s"))],
+        ["express", shown.express].map(String::from),
         ["reached via", shown.via.unwrap_or("-")].map(String::from),
         ["introduced by", shown.introduced_by.unwrap_or("-")].map(String::from),
         ["introduces", if shown.inviter_key.is_some() { "yes" } else { "no" }].map(String::from),

@@ -10,8 +10,8 @@ use crate::key::PublicKey;
 use crate::tunnel::PeerSettings;
 
 /// The peers after the edits, in the order of their keys. `own` is the device's identity after the edits: a device is
-/// never its own peer.
-pub fn apply(edits: &Edits, current: &[PeerSettings], own: &PublicKey) -> Vec<PeerSettings> {
+/// never its own peer. A peer that is new gets `express`.
+pub fn apply(edits: &Edits, current: &[PeerSettings], own: &PublicKey, express: Ability) -> Vec<PeerSettings> {
     let mut peers = Peers::default();
     if !edits.replace_peers {
         for settings in current {
@@ -19,7 +19,7 @@ pub fn apply(edits: &Edits, current: &[PeerSettings], own: &PublicKey) -> Vec<Pe
         }
     }
     for edit in edits.peers.iter().filter(|edit| edit.public_key != *own) {
-        peers.edit(edit, current);
+        peers.edit(edit, current, express);
     }
     peers.0.remove(own);
     peers.into_settings()
@@ -55,7 +55,7 @@ impl Peers {
         self.0.insert(key, (settings, nets));
     }
 
-    fn edit(&mut self, edit: &PeerEdit, before: &[PeerSettings]) {
+    fn edit(&mut self, edit: &PeerEdit, before: &[PeerSettings], express: Ability) {
         let key = edit.public_key;
         if edit.remove {
             if let Some((_, nets)) = self.0.remove(&key) {
@@ -78,7 +78,7 @@ impl Peers {
                 deliver: known.is_some_and(|peer| peer.deliver),
                 via: known.and_then(|peer| peer.via),
                 next: known.map(|peer| peer.next.clone()).unwrap_or_default(),
-                express: known.map_or_else(Ability::of_this_cpu, |peer| peer.express),
+                express: known.map_or(express, |peer| peer.express),
             });
         }
         if let Some((settings, _)) = self.0.get_mut(&key) {
@@ -148,7 +148,7 @@ mod tests {
             deliver: false,
             via: None,
             next: NextKeys::default(),
-            express: Ability::of_this_cpu(),
+            express: Ability::Able,
         }
     }
 
@@ -167,7 +167,7 @@ mod tests {
     /// After `lines` on peers 1 and 2: seed and allowed IPs of each peer.
     fn after(lines: &str) -> Vec<PeerSettings> {
         let current = [peer(1, &["10.0.1.0/24"]), peer(2, &["10.0.2.0/24", "fd00::/64"])];
-        let mut peers = apply(&edits(lines), &current, &peer_key(4));
+        let mut peers = apply(&edits(lines), &current, &peer_key(4), Ability::Able);
         peers.sort_by_key(|peer| (1..=4).find(|&seed| peer_key(seed) == peer.public_key));
         peers
     }
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_new_identity_is_no_peer_of_itself() {
         let current = [peer(1, &[]), peer(2, &[])];
-        assert_eq!(apply(&Edits::default(), &current, &peer_key(1)), [peer(2, &[])]);
+        assert_eq!(apply(&Edits::default(), &current, &peer_key(1), Ability::Able), [peer(2, &[])]);
     }
 
     #[test]

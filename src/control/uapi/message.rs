@@ -210,7 +210,7 @@ mod tests {
     use crate::control::fake::{hex_of, peer_key};
     use crate::express::{Ability, Reason};
     use crate::key::NextKeys;
-    use crate::tunnel::{PeerSettings, PeerState};
+    use crate::tunnel::{Cipher, PeerSettings, PeerState};
 
     fn set(lines: &str) -> Result<Edits, Errno> {
         match parse(&format!("set=1\n{lines}")) {
@@ -326,6 +326,7 @@ mod tests {
                 rx_bytes: 11,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                cipher: Cipher::default(),
                 express: crate::express::Snapshot::default(),
                 agent: false,
                 relayed: None,
@@ -348,6 +349,7 @@ mod tests {
                 rx_bytes: 0,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                cipher: Cipher::default(),
                 express: crate::express::Snapshot::default(),
                 agent: false,
                 relayed: None,
@@ -404,6 +406,7 @@ mod tests {
                 rx_bytes: 0,
                 unanswered: std::time::Duration::ZERO,
                 heard: None,
+                cipher: Cipher::default(),
                 express: crate::express::Snapshot::default(),
                 agent: false,
                 relayed: None,
@@ -419,7 +422,7 @@ mod tests {
                 .collect();
             let edits = set(&lines.join("\n")).unwrap();
             prop_assert_eq!(edits.listen_port, Some(port));
-            prop_assert_eq!(super::super::edit::apply(&edits, &[], &key.public_key()), vec![settings]);
+            prop_assert_eq!(super::super::edit::apply(&edits, &[], &key.public_key(), settings.express), vec![settings]);
         }
     }
 }

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use self::message::{Edits, Request};
 use super::socket::{BindError, Listener};
 use super::{Agent, connections};
+use crate::express::Ability;
 use crate::key::{PrivateKey, PublicKey};
 use crate::tunnel::{PeerSettings, PeerSnapshot};
 
@@ -47,6 +48,8 @@ pub trait Tunnel: Send + Sync + 'static {
     fn private_key(&self) -> PrivateKey;
     /// Changes the identity.
     fn set_private_key(&self, key: PrivateKey);
+    /// Whether a peer that is added may have express sessions.
+    fn express(&self) -> Ability;
     /// The UDP port in use.
     fn listen_port(&self) -> u16;
     /// Moves to another UDP port.
@@ -72,6 +75,10 @@ impl<A: Agent> Tunnel for A {
 
     fn set_private_key(&self, key: PrivateKey) {
         Agent::set_private_key(self, key);
+    }
+
+    fn express(&self) -> Ability {
+        Agent::express(self)
     }
 
     fn listen_port(&self) -> u16 {
@@ -183,7 +190,7 @@ fn set<T: Tunnel>(tunnel: &T, edits: &Edits) -> Result<(), Errno> {
     }
     let private_key = edits.private_key.clone().unwrap_or_else(|| tunnel.private_key());
     let current: Vec<PeerSettings> = tunnel.peers().into_iter().map(|peer| peer.settings).collect();
-    let next = edit::apply(edits, &current, &private_key.public_key());
+    let next = edit::apply(edits, &current, &private_key.public_key(), tunnel.express());
     let (removed, changed) = edit::difference(&current, next);
     if private_key != tunnel.private_key() {
         tunnel.set_private_key(private_key);

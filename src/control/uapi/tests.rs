@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::control::fake::{hex_of, peer_key};
-use crate::tunnel::PeerState;
+use crate::express::Reason;
+use crate::tunnel::{Cipher, PeerState};
 
 /// What `set` did, one line each.
 struct FakeTunnel {
@@ -53,6 +54,7 @@ impl Tunnel for FakeTunnel {
             rx_bytes: 12_345,
             unanswered: std::time::Duration::ZERO,
             heard: None,
+            cipher: Cipher::default(),
             express: crate::express::Snapshot::default(),
             agent: false,
             relayed: None,
@@ -85,6 +87,10 @@ impl Tunnel for FakeTunnel {
         let mut state = self.state.lock().unwrap();
         state.log.push(format!("identity {}", key.public_key()));
         state.private_key = key;
+    }
+
+    fn express(&self) -> Ability {
+        Ability::Unable(Reason::Off)
     }
 
     fn listen_port(&self) -> u16 {
@@ -183,6 +189,8 @@ fn several_messages_pass_over_one_connection() {
     assert_eq!((parts[0], parts[2], parts.len()), ("errno=0", "errno=0", 3));
     assert!(parts[1].ends_with("allowed_ip=10.0.0.0/8\nerrno=0"), "{answer}");
     assert_eq!(server.tunnel.log(), [format!("set {}", peer_key(1)), "port 7".to_owned()]);
+    let express = server.tunnel.state.lock().unwrap().peers[&peer_key(1)].express;
+    assert_eq!(express, Ability::Unable(Reason::Off), "as the host has it");
 }
 
 #[test]
