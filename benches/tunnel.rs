@@ -26,25 +26,26 @@ fn lookup(criterion: &mut Criterion) {
 }
 
 fn batch(criterion: &mut Criterion) {
-    let mut pair = Pair::new();
-    let mut group = criterion.benchmark_group("44 segments");
-    group.throughput(Throughput::Elements(SEGMENTS as u64));
-    group.bench_function("seal", |bench| bench.iter(|| pair.seal()));
-    // Each batch opens once, for it is a replay after that.
-    group.bench_function("open", |bench| {
-        bench.iter_custom(|rounds| {
-            let mut spent = Duration::ZERO;
-            for _ in 0..rounds {
-                pair.seal();
-                let started = Instant::now();
-                pair.open();
-                spent += started.elapsed();
-            }
-            assert_eq!(pair.inbox.packets.len(), SEGMENTS);
-            spent
+    for (name, mut pair) in [("44 segments", Pair::new()), ("44 segments, express", Pair::express())] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Elements(SEGMENTS as u64));
+        group.bench_function("seal", |bench| bench.iter(|| pair.seal()));
+        // Each batch opens once, for it is a replay after that.
+        group.bench_function("open", |bench| {
+            bench.iter_custom(|rounds| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..rounds {
+                    pair.seal();
+                    let started = Instant::now();
+                    pair.open();
+                    spent += started.elapsed();
+                }
+                assert_eq!(pair.inbox.packets.len(), SEGMENTS);
+                spent
+            });
         });
-    });
-    group.finish();
+        group.finish();
+    }
 }
 
 /// An initiation from each of many peers, answered one after the other. An initiation is worth an answer once, so each
