@@ -119,8 +119,10 @@ fn what(terms: &Terms) -> &'static str {
     match (terms.direction, terms.route) {
         (Direction::Idle, _) => "latency",
         (Direction::ToAnswerer, Route::Tunnel) => "to here by the tunnel",
+        (Direction::ToAnswerer, Route::Ordinary) => "to here by the tunnel, without express keys",
         (Direction::ToAnswerer, Route::Bare) => "to here beside the tunnel",
         (Direction::ToAsker, Route::Tunnel) => "from here by the tunnel",
+        (Direction::ToAsker, Route::Ordinary) => "from here by the tunnel, without express keys",
         (Direction::ToAsker, Route::Bare) => "from here beside the tunnel",
     }
 }

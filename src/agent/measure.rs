@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::answer::{observe, observed};
 use super::running::Running;
@@ -16,10 +16,13 @@ use crate::bench::{
 use crate::channel::Kind;
 use crate::config::{list_of_names, quote};
 use crate::control::api::{self, BenchEvent, BenchProgress, BenchRequest};
+use crate::express::Standing;
 use crate::key::PublicKey;
-use crate::tunnel::PeerState;
+use crate::tunnel::{PeerSnapshot, PeerState};
 
 const IDLE_SECONDS: u32 = 1;
+/// For how long express keys are waited for, which the echoes of an idle tunnel are reason enough to agree on.
+const AGREEMENT: Duration = Duration::from_secs(2);
 /// Between two echoes.
 const ECHO: Duration = Duration::from_millis(10);
 /// Echoes between two reports of progress.
@@ -93,7 +96,7 @@ impl Running {
             return Err(problem(format!("peer {}: no such peer; {why}", quote(name)), Some("meshd peer list")));
         };
         let all = 4 * seconds + IDLE_SECONDS;
-        let turn = Duration::from_secs((2 * all).into()) + Duration::from_secs(30);
+        let turn = Duration::from_secs((3 * all).into()) + Duration::from_secs(30);
         self.benches.answerer().reserve(turn, Instant::now()).map_err(|_| {
             problem("this host takes part in another measurement".to_owned(), Some("the same again in a minute"))
         })?;
@@ -109,8 +112,7 @@ impl Measurement<'_> {
     async fn greet(&self) -> Result<(), api::Problem> {
         let name = self.name;
         if self.running.device.path(&self.key).is_none() {
-            let peers = self.running.device.peers(Instant::now());
-            let relay = peers.iter().find(|peer| peer.settings.public_key == self.key).and_then(|peer| peer.relayed);
+            let relay = self.peer().and_then(|peer| peer.relayed);
             if let Some(relay) = relay.map(|relay| self.running.name_of(&relay)) {
                 let why = format!("peer {name}: reached via {relay}: only a direct path can be measured");
                 return Err(problem(why, Some(&format!("meshd bench {relay}"))));
@@ -122,9 +124,7 @@ impl Measurement<'_> {
         if self.running.ask(self.key, Kind::Hello, Vec::new()).await.is_some() {
             return Ok(());
         }
-        let peers = self.running.device.peers(Instant::now());
-        let state = peers.iter().find(|peer| peer.settings.public_key == self.key).map(|peer| peer.state);
-        Err(match state {
+        Err(match self.peer().map(|peer| peer.state) {
             Some(PeerState::Up) => problem(
                 format!("peer {name}: no meshd agent answers"),
                 Some("a stock WireGuard peer cannot answer; measure with iperf3 instead"),
@@ -139,21 +139,52 @@ impl Measurement<'_> {
     async fn report(mut self, seconds: u32) -> Result<Report, api::Problem> {
         let name = self.name;
         let idle = self.run(Route::Tunnel, Direction::Idle, IDLE_SECONDS, "idle").await?;
-        let mut measured = Vec::with_capacity(4);
-        for (route, direction, what) in [
-            (Route::Tunnel, Direction::ToAnswerer, format!("tunnel to {name}")),
-            (Route::Tunnel, Direction::ToAsker, format!("tunnel from {name}")),
-            (Route::Bare, Direction::ToAnswerer, format!("bare to {name}")),
-            (Route::Bare, Direction::ToAsker, format!("bare from {name}")),
-        ] {
-            let found = self.run(route, direction, seconds, &what).await?;
-            let latency = found.run.latency(route);
-            measured.push(Measured { flow: found.flow, latency, cpu_here: found.here, cpu_there: found.there });
-        }
-        let both = |at| Both { to_peer: measured[at], from_peer: measured[at + 1] };
+        let express = self.agrees().await;
+        self.all += if express { f64::from(2 * seconds) } else { 0.0 };
+        let tunnel = self.both(Route::Tunnel, seconds, "tunnel").await?;
+        let ordinary = if express { Some(self.both(Route::Ordinary, seconds, "ordinary").await?) } else { None };
+        let bare = self.both(Route::Bare, seconds, "bare").await?;
         let latency = |route| -> Option<Latency> { idle.run.latency(route) };
         let idle_found = Idle { tunnel: latency(Route::Tunnel), bare: latency(Route::Bare) };
-        Ok(Report::new(name.to_owned(), idle.run.remote, seconds, idle_found, both(0), both(2)))
+        Ok(Report::new(name.to_owned(), idle.run.remote, seconds, idle_found, tunnel, ordinary, bare))
+    }
+
+    /// Whether data goes under express keys, once that is decided. Whose agent does so knows ordinary runs, too.
+    async fn agrees(&self) -> bool {
+        let begun = Instant::now();
+        loop {
+            let standing = self.peer().map(|peer| peer.express.standing);
+            let undecided = matches!(standing, Some(Standing::Idle | Standing::Asking | Standing::Proving));
+            if !undecided || begun.elapsed() >= AGREEMENT {
+                return standing == Some(Standing::On);
+            }
+            sleep(ECHO).await;
+        }
+    }
+
+    fn peer(&self) -> Option<PeerSnapshot> {
+        let peers = self.running.device.peers(Instant::now());
+        peers.into_iter().find(|peer| peer.settings.public_key == self.key)
+    }
+
+    /// Load in each direction.
+    async fn both(&mut self, route: Route, seconds: u32, what: &str) -> Result<Both<Measured>, api::Problem> {
+        let name = self.name;
+        let to_peer = self.load(route, Direction::ToAnswerer, seconds, &format!("{what} to {name}")).await?;
+        let from_peer = self.load(route, Direction::ToAsker, seconds, &format!("{what} from {name}")).await?;
+        Ok(Both { to_peer, from_peer })
+    }
+
+    async fn load(
+        &mut self,
+        route: Route,
+        direction: Direction,
+        seconds: u32,
+        what: &str,
+    ) -> Result<Measured, api::Problem> {
+        let found = self.run(route, direction, seconds, what).await?;
+        let latency = found.run.latency(route);
+        Ok(Measured { flow: found.flow, latency, cpu_here: found.here, cpu_there: found.there })
     }
 
     async fn run(

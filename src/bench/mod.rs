@@ -60,6 +60,9 @@ pub enum Route {
     Tunnel,
     /// Plain UDP datagrams between the same two sockets.
     Bare,
+    /// Sealed under WireGuard's own session, while other traffic goes under express keys. Agents that know nothing of
+    /// those do not know this either.
+    Ordinary,
 }
 
 /// Who sends load.

@@ -96,6 +96,10 @@ pub struct Report {
     pub idle: Idle,
     /// Through the tunnel.
     pub tunnel: Both<Measured>,
+    /// Through the tunnel under WireGuard's own session, when `tunnel` is what express keys carried. Agents before those
+    /// know nothing of it.
+    #[serde(default)]
+    pub ordinary: Option<Both<Measured>>,
     /// Plain UDP between the same two sockets.
     pub bare: Both<Measured>,
     /// What limits the tunnel.
@@ -118,6 +122,7 @@ impl Report {
         seconds: u32,
         idle: Idle,
         tunnel: Both<Measured>,
+        ordinary: Option<Both<Measured>>,
         bare: Both<Measured>,
     ) -> Self {
         let bottleneck = Both {
@@ -129,7 +134,7 @@ impl Report {
             from_peer: share(&tunnel.from_peer, &bare.from_peer),
         };
         let verdict = verdict(&peer, bottleneck, &shares);
-        Self { peer, endpoint, seconds, idle, tunnel, bare, bottleneck, verdict }
+        Self { peer, endpoint, seconds, idle, tunnel, ordinary, bare, bottleneck, verdict }
     }
 }
 
@@ -212,7 +217,7 @@ mod tests {
             let bare = Both { to_peer: measured(100, 0.0, 0.0), from_peer: measured(100, 0.0, 0.0) };
             let idle = Idle { tunnel: None, bare: None };
             let endpoint = ([192, 0, 2, 1], 51820).into();
-            Report::new("vps".to_owned(), endpoint, 3, idle, Both { to_peer, from_peer }, bare).verdict
+            Report::new("vps".to_owned(), endpoint, 3, idle, Both { to_peer, from_peer }, None, bare).verdict
         };
         assert_eq!(
             report(measured(98, 0.1, 0.1), measured(97, 0.1, 0.1)),

@@ -35,7 +35,8 @@ pub struct Run {
     salt: RandomState,
     meter: Meter,
     acks: Mutex<Acks>,
-    echoes: [Echoes; 2],
+    /// By route.
+    echoes: [Echoes; 3],
     answered: AtomicU32,
 }
 
@@ -101,7 +102,7 @@ impl Run {
             salt: RandomState::new(),
             meter: Meter::default(),
             acks: Mutex::default(),
-            echoes: [Echoes::new(), Echoes::new()],
+            echoes: [Echoes::new(), Echoes::new(), Echoes::new()],
             answered: AtomicU32::new(0),
         }
     }
@@ -124,6 +125,11 @@ impl Run {
     /// Whether it is over.
     pub fn over(&self, now: Instant) -> bool {
         self.stopped.load(Relaxed) || now >= self.end()
+    }
+
+    /// By which route a probe came that was sealed by WireGuard's own session.
+    pub fn sealed_route(&self) -> Route {
+        if self.terms.route == Route::Ordinary { Route::Ordinary } else { Route::Tunnel }
     }
 
     /// Takes a probe of `size` bytes that came by `route`. Neither allocates nor blocks.

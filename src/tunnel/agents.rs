@@ -128,13 +128,15 @@ impl Agents {
         let run = self.run.load();
         let Some(run) = run.as_ref().filter(|run| run.peer == peer.key) else { return false };
         session.data.received = true;
-        match run.take(Route::Tunnel, message.body, packet.len(), now) {
+        // What comes under express keys is not what an ordinary run measures.
+        let route = if express { Route::Tunnel } else { run.sealed_route() };
+        match run.take(route, message.body, packet.len(), now) {
             Taken::Refused => false,
             Taken::Kept => true,
             Taken::Reply(probe) => {
                 let mut packet = [0; (OVERHEAD + PROBE_LEN).next_multiple_of(PADDING)];
                 probe_message(&probe).write_packet(own, peer.address, &mut packet);
-                session.say(&packet, out, now)
+                session.say_by(route, &packet, out, now)
             }
         }
     }
@@ -212,10 +214,13 @@ impl Device {
     /// Puts probes of a run into `out`, small as they are. False when it could not.
     pub fn probe(&self, run: &Run, route: Route, probe: &[u8; PROBE_LEN], out: &mut Outbox, now: Instant) -> bool {
         match route {
-            Route::Tunnel => self.say(&run.peer, &probe_message(probe), out, now),
             Route::Bare => {
                 let path = self.path(&run.peer).filter(|path| path.remote == run.remote);
                 path.is_some_and(|path| put_bare(probe, path, out))
+            }
+            sealed => {
+                let say = |session: &mut Session, packet: &[u8]| session.say_by(sealed, packet, out, now);
+                self.send(&run.peer, &probe_message(probe), say)
             }
         }
     }
@@ -234,24 +239,34 @@ impl Device {
         let mtu = usize::from(self.mtu.load(Ordering::Relaxed)).clamp(OVERHEAD + PROBE_LEN, MAX_LOAD);
         let (mut body, mut packet) = ([0; MAX_LOAD + SEAL], [0; MAX_LOAD]);
         let mut session = peer.lock();
-        session.data.sent |= run.terms.route == Route::Tunnel;
+        session.data.sent |= run.terms.route != Route::Bare;
         let Some(path) = session.path().filter(|path| path.remote == run.remote) else { return false };
         for probe in probes {
             body[..PROBE_LEN].copy_from_slice(&probe);
             let sent = match run.terms.route {
-                Route::Tunnel => {
-                    let message = probe_message(&body[..mtu - OVERHEAD]);
-                    let len = message.write_packet(table.address, peer.address, &mut packet);
-                    session.say(&packet[..len], out, now)
-                }
                 // As long as the sealed packets are.
                 Route::Bare => put_bare(&body[..mtu + SEAL - BARE_HEADER - HEADER], path, out),
+                sealed => {
+                    let message = probe_message(&body[..mtu - OVERHEAD]);
+                    let len = message.write_packet(table.address, peer.address, &mut packet);
+                    session.say_by(sealed, &packet[..len], out, now)
+                }
             };
             if !sent {
                 return false;
             }
         }
         true
+    }
+}
+
+impl Session {
+    /// Seals a packet of a run.
+    fn say_by(&mut self, route: Route, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        match route {
+            Route::Ordinary => self.say_ordinary(packet, out, now),
+            _ => self.say(packet, out, now),
+        }
     }
 }
 

@@ -305,9 +305,14 @@ impl Session {
     }
 
     /// Seals a packet of this agent's own. False when it goes nowhere.
-    #[inline(never)]
     pub(super) fn say(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
-        !self.waits_for_a_call() && (self.say_express(packet, out, now) || self.seal(packet, 0, out, now).is_ok())
+        !self.waits_for_a_call() && self.say_express(packet, out, now) || self.say_ordinary(packet, out, now)
+    }
+
+    /// The same under WireGuard's own session.
+    #[inline(never)]
+    pub(super) fn say_ordinary(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
+        !self.waits_for_a_call() && self.seal(packet, 0, out, now).is_ok()
     }
 
     /// Seals one packet, or queues it and begins a handshake.

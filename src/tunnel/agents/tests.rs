@@ -251,6 +251,48 @@ fn load_is_counted_and_acknowledged_by_both_routes_in_both_directions() {
 }
 
 #[test]
+fn an_ordinary_run_goes_past_express_keys_both_ways() {
+    let mut network = Network::new(2);
+    for host in 0..2 {
+        let peer = PeerSettings { express: Ability::Able, ..settings(&network.0[1 - host]) };
+        network.0[host].device.set_peer(peer, Instant::now());
+    }
+    assert!(network.say(0, 1, b""));
+    let begun = network.begin(0, 1, Route::Tunnel, Direction::ToAnswerer);
+    assert!(network.load(0, &begun[0], 0..20), "worth an agreement");
+    for tick in 1..5 {
+        for host in 0..2 {
+            let Host { device, outbox, .. } = &mut network.0[host];
+            device.tick(outbox, Instant::now() + Duration::from_millis(250) * tick, |_| {});
+            network.settle();
+        }
+    }
+    let express = |network: &Network| {
+        [0, 1].map(|host: usize| network.0[host].device.peers(Instant::now())[0].express.counts.tx_packets)
+    };
+    for (route, express_moves) in [(Route::Tunnel, true), (Route::Ordinary, false)] {
+        let before = express(&network);
+        let runs = network.begin(0, 1, route, Direction::ToAnswerer);
+        assert!(network.load(0, &runs[0], 0..100));
+        assert_eq!(runs[0].progress(), 100 * 1420, "{route:?}: acknowledged");
+        let echo = runs[0].echo(route, Instant::now()).unwrap();
+        let Host { device, outbox, .. } = &mut network.0[0];
+        assert!(device.probe(&runs[0], route, &echo, outbox, Instant::now()));
+        network.settle();
+        assert_eq!(runs[0].latency(route).map(|latency| latency.lost), Some(0), "{route:?}");
+        let after = express(&network);
+        assert_eq!([after[0] > before[0], after[1] > before[1]], [express_moves; 2], "{route:?}");
+    }
+    // Whoever does not keep to it measures nothing.
+    let [asker, answerer] = network.begin(0, 1, Route::Ordinary, Direction::ToAnswerer);
+    let terms = Terms { route: Route::Tunnel, ..asker.terms };
+    let astray = Run::new(terms, network.key(1), network.0[1].addr, true, Instant::now());
+    let refused = network.drops(1).0;
+    assert!(network.load(0, &astray, 0..10));
+    assert_eq!((answerer.progress(), network.drops(1).0), (0, refused + 10));
+}
+
+#[test]
 fn echoes_come_back_by_both_routes() {
     let mut network = Network::new(2);
     assert!(network.say(0, 1, b""));
