@@ -42,6 +42,46 @@ fn one_stream_is_at_least_twice_gotatun() {
 }
 
 #[test]
+fn express_sessions_are_faster_and_cheaper() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = bench()
+        .args([
+            "--json",
+            "--seconds",
+            "2",
+            "--rounds",
+            "3",
+            "--rows",
+            "tcp,tcp-reverse",
+            "ordinary",
+            "meshd",
+            "--output",
+        ])
+        .arg(folder.path())
+        .env("MESHD_RELEASE_BIN", lab::release_binary())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("scripts/bench");
+    assert!(output.status.success(), "scripts/bench: {}", output.status);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    println!("{report:#}");
+    let median = |id: &str, program: &str| {
+        let row = report["rows"].as_array().expect("rows").iter().find(|row| row["id"] == id).expect("the row");
+        row["results"][program]["median"].as_f64().expect("a number")
+    };
+    // docs/performance.md has what they are on a quiet machine; here others may be at work.
+    for id in ["tcp", "tcp-reverse"] {
+        let faster = median(id, "meshd") / median(id, "ordinary");
+        assert!(faster >= 1.15, "{id}: {faster} times as fast");
+        for side in ["sender", "receiver"] {
+            let id = format!("{id}-cpu-{side}");
+            let dearer = median(&id, "meshd") / median(&id, "ordinary");
+            assert!(dearer <= 0.85, "{id}: {dearer} of the processor time");
+        }
+    }
+}
+
+#[test]
 fn bench_explains_itself() {
     let output = bench().arg("--help").output().expect("scripts/bench");
     assert!(output.status.success(), "{}", lab::host::describe(&output));
@@ -60,7 +100,7 @@ fn bench_refuses_what_it_does_not_know() {
         assert!(error.starts_with("error: ") && error.contains(why), "{arguments:?}: {error}");
     };
     refuse(&["--rows", "tcp5"], "expected one of tcp, ");
-    refuse(&["strongswan"], "expected bare, wireguard-go, gotatun, boringtun, meshd or NAME=PATH");
+    refuse(&["strongswan"], "expected bare, wireguard-go, gotatun, boringtun, ordinary, meshd or NAME=PATH");
     refuse(&["mine=/no/such/file"], "/no/such/file: No such file");
     refuse(&["--program", "mine=x /bin/true"], "x: expected VARIABLE=VALUE");
     refuse(&["--quick", "--seconds", "9"], "cannot be used with");

@@ -34,17 +34,17 @@ type Failure = String;
     bin_name = "scripts/bench",
     about = "Compares userspace WireGuard programs between two network namespaces of this machine",
     after_help = "\
-A PROGRAM is bare (no tunnel), wireguard-go, gotatun, boringtun, meshd, or NAME=PATH.
-PATH is another build of meshd, or any program that runs as `PATH -f INTERFACE` and
+A PROGRAM is bare (no tunnel), wireguard-go, gotatun, boringtun, meshd, ordinary
+(meshd without express sessions), or NAME=PATH. PATH is another build of meshd, or any program that runs as `PATH -f INTERFACE` and
 then answers wg(8). VARIABLE=VALUE words may stand before it.
 
-  scripts/bench --quick                               all five, in three minutes
-  scripts/bench --program mine=./my-wireguard         a sixth beside them
+  scripts/bench --quick                               all six, in four minutes
+  scripts/bench --program mine=./my-wireguard         a seventh beside them
   scripts/bench --rows tcp,udp64 bare old=./a new=./b 'debug=RUST_LOG=debug ./b'
   scripts/bench --rows scale                          1,000 peers; not a default row"
 )]
 struct Options {
-    /// What to compare, instead of all five
+    /// What to compare, instead of all six
     #[arg(value_name = "PROGRAM", value_parser = Program::parse)]
     only: Vec<Program>,
     /// Another program beside the default ones

@@ -236,6 +236,8 @@ impl Pair {
                 .run("ping", &["-c", "1", "-W", "5", "-q", &target])
                 .map_err(|_| format!("{target} does not answer"))?;
         }
+        // Agents agree on express keys once some data has flowed, and within a second.
+        self.home.run("ping", &["-c", "100", "-i", "0.01", "-s", "1000", "-q", &self.target(false)])?;
         Ok(())
     }
 

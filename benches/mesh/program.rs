@@ -29,13 +29,15 @@ pub struct Program {
     pub kind: Kind,
     path: PathBuf,
     environment: Vec<(String, String)>,
+    /// Of meshd: more lines of meshd.toml.
+    settings: &'static str,
     /// The first line of `--version`.
     pub version: String,
 }
 
 impl Program {
     /// The names that need no path.
-    pub const DEFAULT: [&str; 5] = ["bare", "wireguard-go", "gotatun", "boringtun", "meshd"];
+    pub const DEFAULT: [&str; 6] = ["bare", "wireguard-go", "gotatun", "boringtun", "ordinary", "meshd"];
 
     /// Reads `NAME` or `NAME=[VARIABLE=VALUE …] PATH`.
     pub fn parse(word: &str) -> Result<Self, Failure> {
@@ -48,10 +50,11 @@ impl Program {
             "wireguard-go" => (Kind::WgQuick, PathBuf::from("wireguard-go")),
             "gotatun" => (Kind::WgQuick, interop("gotatun")),
             "boringtun" => (Kind::WgQuick, interop("boringtun-cli")),
-            "meshd" => (Kind::Meshd, installed("MESHD_RELEASE_BIN", "target/release/meshd")),
+            "meshd" | "ordinary" => (Kind::Meshd, installed("MESHD_RELEASE_BIN", "target/release/meshd")),
             _ => return Self::other(word),
         };
-        Ok(Self { name: word.to_owned(), kind, path, environment: Vec::new(), version: String::new() })
+        let settings = if word == "ordinary" { "express = \"off\"\n" } else { "" };
+        Ok(Self { name: word.to_owned(), kind, path, environment: Vec::new(), settings, version: String::new() })
     }
 
     /// The same, of a program that is known to be meshd.
@@ -70,7 +73,8 @@ impl Program {
             Ok((variable.to_owned(), value.to_owned()))
         });
         let environment = environment.collect::<Result<_, Failure>>()?;
-        Ok(Self { name: name.to_owned(), kind: Kind::WgQuick, path, environment, version: String::new() })
+        let (kind, settings) = (Kind::WgQuick, "");
+        Ok(Self { name: name.to_owned(), kind, path, environment, settings, version: String::new() })
     }
 
     /// Asks the program for its version, which also tells a meshd from others.
@@ -92,7 +96,7 @@ impl Program {
         match self.kind {
             Kind::Bare => return Ok(None),
             Kind::Meshd => {
-                write_meshd(host, setup)?;
+                write_meshd(host, setup, self.settings)?;
                 let folders = [("MESHD_DIR", "etc"), ("MESHD_RUN_DIR", "run"), ("MESHD_STATE_DIR", "state")];
                 command.arg("up").envs(folders.map(|(variable, folder)| (variable, host.dir.join(folder))));
                 command.env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
@@ -122,8 +126,8 @@ impl Program {
     }
 }
 
-/// The files of meshd for this host.
-fn write_meshd(host: &Host, setup: &Setup) -> Result<(), Failure> {
+/// The files of meshd for this host; `settings` are lines of meshd.toml.
+fn write_meshd(host: &Host, setup: &Setup, settings: &str) -> Result<(), Failure> {
     let etc = host.dir.join("etc");
     let write = |file: &str, text: &str| {
         let path = etc.join(file);
@@ -141,7 +145,8 @@ fn write_meshd(host: &Host, setup: &Setup) -> Result<(), Failure> {
     let list = |list: &[String]| list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", ");
     write("private.key", &host.private_key()?.expose_base64())?;
     let addresses = list(&host.addresses(setup));
-    write("meshd.toml", &format!("name = \"{}\"\naddresses = [{addresses}]\nmtu = {}\n", host.name, setup.tunnel))?;
+    let host_settings = format!("name = \"{}\"\naddresses = [{addresses}]\nmtu = {}\n", host.name, setup.tunnel);
+    write("meshd.toml", &(host_settings + settings))?;
     for peer in host.peers(setup)? {
         let (addresses, subnets) = peer.allowed_ips.split_at(peer.own);
         let addresses = list(addresses).replace("/32", "").replace("/128", "");
