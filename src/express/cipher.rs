@@ -171,6 +171,8 @@ fn read_header(header: &[u8; HEADER]) -> Option<(u32, u64)> {
 
 fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    // Written in the pieces in which ring reads it: a load of what two stores have written waits for both.
+    nonce[..8].copy_from_slice(&(counter << 32).to_le_bytes());
+    nonce[8..].copy_from_slice(&((counter >> 32) as u32).to_le_bytes());
     Nonce::assume_unique_for_key(nonce)
 }

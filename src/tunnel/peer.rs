@@ -213,11 +213,18 @@ impl Session {
         }
     }
 
+    #[inline]
     pub(super) fn move_to(&mut self, path: Path) {
         if self.path != Some(path) {
-            self.path = Some(path);
-            self.shared_path.store(Some(Arc::new(path)));
+            self.moved_to(path);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn moved_to(&mut self, path: Path) {
+        self.path = Some(path);
+        self.shared_path.store(Some(Arc::new(path)));
     }
 
     pub(super) fn path(&self) -> Option<Path> {
