@@ -33,10 +33,10 @@ pub fn ciphers(lab: &Lab) -> [String; 2] {
     [cipher(&lab.vps, "home"), cipher(&lab.home, "vps")]
 }
 
-/// Waits until both send in this one, with an echo request now and then so that there is something to send.
+/// Waits until both send in this one, with echo requests now and then, enough of them to make an agreement worth it.
 pub fn wait_for_cipher(lab: &Lab, name: &str, limit: Duration) {
     wait_for(format!("both hosts send in {name}"), limit, || {
-        lab.home.ping_with("10.88.0.1", "-c 1 -W 1");
+        lab.home.ping_with("10.88.0.1", "-c 8 -i 0.002 -W 1 -s 1300");
         (ciphers(lab) == [name, name]).then_some(())
     });
 }
