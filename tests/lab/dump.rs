@@ -22,6 +22,8 @@ const FIELDS: [&str; 8] = [
 ];
 /// Of the header of a pcap file, which tcpdump writes when it listens.
 const HEADER: u64 = 24;
+/// Of tshark's severities; below are remarks, on keepalives for one.
+const WARNING: u64 = 0x60_0000;
 /// Of a UDP header.
 const UDP: usize = 8;
 
@@ -40,8 +42,8 @@ pub struct Message {
     pub receiver: Option<u32>,
     /// Of transport data.
     pub counter: Option<u64>,
-    /// What tshark finds wrong with it.
-    pub complaint: String,
+    /// Whether tshark finds something wrong with it.
+    pub flawed: bool,
 }
 
 /// A running record of the tunnel's datagrams.
@@ -96,7 +98,7 @@ fn message(line: &str) -> Message {
         kind: number(kind).map(|kind| kind as u8),
         receiver: number(receiver).map(|receiver| receiver as u32),
         counter: number(counter),
-        complaint: format!("{malformed}{expert}"),
+        flawed: !malformed.is_empty() || number(expert).is_some_and(|severity| severity >= WARNING),
     }
 }
 
