@@ -252,8 +252,8 @@ fn traffic_goes_on_beside_a_storm_of_forgeries() {
     let attack = Attack::new();
     let (here, there) = (&attack.lab.nextcloud, &attack.lab.proxy);
     let flows = [
-        Steady::tcp(here, there, PROXY),
-        Steady::tcp(there, here, NEXTCLOUD),
+        Steady::tcp(here, there, PROXY, None),
+        Steady::tcp(there, here, NEXTCLOUD, None),
         Steady::udp(here, there, PROXY, 500),
         Steady::udp(there, here, NEXTCLOUD, 500),
     ];

@@ -67,6 +67,18 @@ struct Sent {
     starved: Duration,
 }
 
+impl Sent {
+    /// Sleeps until the next block is due, one with each beat since the start.
+    fn wait(&mut self, start: Instant, beat: Duration) {
+        let due = start + beat * u32::try_from(self.blocks).expect("less than weeks");
+        let now = Instant::now();
+        if let Some(pause) = due.checked_duration_since(now) {
+            std::thread::sleep(pause);
+            self.starved = self.starved.max(now.elapsed().saturating_sub(pause));
+        }
+    }
+}
+
 impl Steady {
     /// So many datagrams a second, of all sizes.
     pub fn udp(from: &Namespace, to: &Namespace, address: &str, per_second: u32) -> Self {
@@ -90,14 +102,15 @@ impl Steady {
         }
     }
 
-    /// One stream, as fast as it goes.
-    pub fn tcp(from: &Namespace, to: &Namespace, address: &str) -> Self {
+    /// One stream of so many blocks a second, or as fast as it goes.
+    pub fn tcp(from: &Namespace, to: &Namespace, address: &str, per_second: Option<u32>) -> Self {
         let listener = to.within(|| TcpListener::bind((address, 0))).expect("listen");
         let target = listener.local_addr().expect("an address");
         let sender = from.within(|| TcpStream::connect_timeout(&target, secs(5))).expect("connect");
         let (receiver, _) = listener.accept().expect("accept");
         // Little, so that the end does not wait long for what is under way.
         setsockopt(&sender, sockopt::SndBuf, &(64 << 10)).expect("SO_SNDBUF");
+        sender.set_nodelay(true).expect("TCP_NODELAY");
         sender.set_write_timeout(Some(DEAD)).expect("timeout");
         receiver.set_read_timeout(Some(DEAD)).expect("timeout");
         let stop = Arc::new(AtomicBool::new(false));
@@ -105,7 +118,7 @@ impl Steady {
             name: format!("tcp to {address}"),
             sender: std::thread::spawn({
                 let stop = Arc::clone(&stop);
-                move || send_stream(sender, &stop)
+                move || send_stream(sender, per_second, &stop)
             }),
             receiver: std::thread::spawn(move || receive_stream(receiver)),
             stop,
@@ -160,12 +173,7 @@ fn send_datagrams(socket: &UdpSocket, per_second: u32, stop: &AtomicBool) -> Sen
     let (start, beat) = (Instant::now(), Duration::from_secs(1) / per_second);
     let mut datagram = [0; BLOCK];
     while !stop.load(Ordering::Relaxed) {
-        let due = start + beat * u32::try_from(sent.blocks).expect("less than weeks");
-        let now = Instant::now();
-        if let Some(pause) = due.checked_duration_since(now) {
-            std::thread::sleep(pause);
-            sent.starved = sent.starved.max(now.elapsed().saturating_sub(pause));
-        }
+        sent.wait(start, beat);
         let size = size(sent.blocks);
         fill(sent.blocks, &mut datagram[..size]);
         // While there is no agent the kernel refuses.
@@ -200,10 +208,14 @@ fn receive_datagrams(socket: &UdpSocket, stop: &AtomicBool) -> Passed {
     Passed { silences: watch.silences, ..passed }
 }
 
-fn send_stream(mut stream: TcpStream, stop: &AtomicBool) -> Sent {
+fn send_stream(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> Sent {
     let mut sent = Sent::default();
+    let (start, beat) = (Instant::now(), per_second.map(|count| Duration::from_secs(1) / count));
     let mut block = [0; BLOCK];
     while !stop.load(Ordering::Relaxed) {
+        if let Some(beat) = beat {
+            sent.wait(start, beat);
+        }
         fill(sent.blocks, &mut block);
         stream.write_all(&block).unwrap_or_else(|error| panic!("the stream broke at block {}: {error}", sent.blocks));
         sent.blocks += 1;
