@@ -97,6 +97,16 @@ impl Attack {
         [&self.lab.vps, &self.lab.home].map(|host| host.status()["drops"]["refused"].as_u64().expect("a count"))
     }
 
+    /// Each of so many that were sent ([`Self::send`]) is refused, twice where it was for and once by its sender.
+    fn wait_for_refusals(&self, to: To, before: [u64; 2], sent: u64) {
+        let mut expected = [sent, sent];
+        expected[to as usize] *= 2;
+        wait_for(format!("to {to:?}: {expected:?} more than {before:?} are refused"), secs(5), || {
+            let after = self.refused();
+            (0..2).all(|host| after[host] >= before[host] + expected[host]).then_some(())
+        });
+    }
+
     /// Panics when a message became a packet, an endpoint moved, or the hosts do not find back to express.
     fn was_harmless(&self, what: &str, begun: Instant) {
         assert!(self.lab.nextcloud.ping(PROXY) && self.lab.proxy.ping(NEXTCLOUD), "{what}: traffic stopped");
@@ -126,10 +136,7 @@ fn none_is_accepted(sizes: &[usize], forge: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
             attack.send(to, &forged);
             sent += 1;
         }
-        wait_for(format!("{what}: {sent} are refused"), secs(5), || {
-            let after = attack.refused();
-            (after[0] + after[1] >= before[0] + before[1] + 2 * sent).then_some(())
-        });
+        attack.wait_for_refusals(to, before, sent);
         for capture in captures {
             let seen = capture.finish();
             assert!(silent(&seen), "{what}: {seen:?}");
@@ -236,10 +243,7 @@ fn what_passed_is_not_accepted_again() {
                 attack.send(to, message);
             }
         }
-        wait_for("they are refused", secs(5), || {
-            let after = attack.refused();
-            (after[0] + after[1] >= before[0] + before[1] + 3 * 200).then_some(())
-        });
+        attack.wait_for_refusals(to, before, 3 * passed.len() as u64);
         for capture in captures {
             let seen = capture.finish();
             assert!(silent(&seen), "to {to:?}: {seen:?}");

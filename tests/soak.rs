@@ -143,8 +143,9 @@ impl Soak {
         // One that begins right behind the restart is the kill's too.
         let of = |happened: &&Happened| happened.begun <= end && silence.since <= happened.done + secs(1);
         let killed = self.happened.iter().filter(of).any(Happened::is_kill);
-        let lost = To::BOTH.iter().flat_map(|to| self.wire.seen(*to).lost_handshakes).filter(|at| within(*at)).count();
-        let retries = if killed { RETRY * u32::try_from(lost).expect("few") } else { Duration::ZERO };
+        let missed =
+            To::BOTH.iter().flat_map(|to| self.wire.seen(*to).lost_handshakes).filter(|at| within(*at)).count();
+        let retries = if killed { RETRY * u32::try_from(missed).expect("few") } else { Duration::ZERO };
         let base = if killed { KILLED } else { UNDISTURBED };
         let loss = if passed.name.starts_with("tcp") { UNLUCKY } else { Duration::ZERO };
         base + loss + retries + passed.starved

@@ -44,7 +44,6 @@ pub fn wait_for_cipher(lab: &Lab, name: &str, limit: Duration) {
 /// Writes the key `express` into a file of a host's configuration.
 pub fn set_express(host: &Host, file: &str, value: &str) {
     let text = host.read(file);
-    let rest: String =
-        text.lines().filter(|line| !line.starts_with("express =")).map(|line| format!("{line}\n")).collect();
-    host.write(file, &format!("express = \"{value}\"\n{rest}"));
+    let rest: Vec<_> = text.lines().filter(|line| !line.starts_with("express =")).collect();
+    host.write(file, &format!("express = \"{value}\"\n{}\n", rest.join("\n")));
 }
