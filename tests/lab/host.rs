@@ -22,6 +22,7 @@ pub struct Host {
     namespace: Namespace,
     dir: PathBuf,
     binary: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Deref for Host {
@@ -36,7 +37,7 @@ impl Host {
     pub(super) fn new(name: &'static str, namespace: Namespace, dir: PathBuf, binary: &Path) -> Self {
         let holder = fs::read_to_string(dir.join("holder")).expect("the holder's process ID");
         let namespace = namespace.with_mounts_of(holder.trim().parse().expect("a process ID"));
-        Self { name, namespace, dir, binary: binary.to_owned() }
+        Self { name, namespace, dir, binary: binary.to_owned(), environment: Vec::new() }
     }
 
     /// Another host with the same binary.
@@ -105,6 +106,11 @@ impl Host {
         self.write(file, &text.replace(from, to));
     }
 
+    /// Sets a variable for meshd on this host, from the next start on.
+    pub fn set_environment(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
+    }
+
     /// A subcommand of meshd on this host's folders, yet to be started.
     pub fn meshd_command(&self, args: &[&str]) -> Command {
         let mut command = self.command(&self.binary);
@@ -113,7 +119,8 @@ impl Host {
             .env("MESHD_DIR", self.dir.join("etc"))
             .env("MESHD_RUN_DIR", self.dir.join("run"))
             .env("MESHD_STATE_DIR", self.dir.join("state"))
-            .env_remove("RUST_LOG");
+            .env_remove("RUST_LOG")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

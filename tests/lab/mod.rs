@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod capture;
+pub mod dump;
+pub mod express;
 pub mod firewalls;
 pub mod host;
 pub mod inviter;
@@ -17,9 +19,11 @@ pub mod phone;
 pub mod sequence;
 pub mod services;
 pub mod snapshot;
+pub mod steady;
 pub mod strangers;
 pub mod third;
 pub mod traffic;
+pub mod wire;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

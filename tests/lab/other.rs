@@ -30,7 +30,7 @@ impl Other {
         let mut program = match self {
             Self::WireguardGo => {
                 let mut command = host.command("wireguard-go");
-                command.args(["-f", "mesh0"]);
+                command.args(["-f", "mesh0"]).env("LOG_LEVEL", "verbose");
                 command
             }
             Self::Boringtun | Self::Gotatun => {
@@ -93,6 +93,14 @@ impl Place {
                 subnet: "10.89.2.0/24",
                 subnet6: "fd89:2::/64",
                 allowed_ips: "10.88.0.2/32, fd88::2/128, 10.89.2.0/24, fd89:2::/64",
+            },
+            // One that `Lab::add_host` adds, as number 100.
+            "stock" => Self {
+                address: "10.88.0.100",
+                address6: "fd88::100",
+                subnet: "10.89.100.0/24",
+                subnet6: "fd89:100::/64",
+                allowed_ips: "10.88.0.100/32, fd88::100/128",
             },
             other => panic!("no host {other}"),
         }
