@@ -174,3 +174,6 @@ fn nonce(counter: u64) -> Nonce {
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
     Nonce::assume_unique_for_key(nonce)
 }
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
