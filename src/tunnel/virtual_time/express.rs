@@ -93,7 +93,7 @@ impl Network {
     }
 
     /// The host's program starts anew.
-    fn restart(&mut self, host: usize) {
+    fn begin_anew(&mut self, host: usize) {
         let key = self.hosts[host].key.clone();
         self.hosts[host].device = Device::new(key, 1420, self.now());
         let peer = self.settings(1 - host);
@@ -166,7 +166,7 @@ fn a_side_that_starts_anew_is_not_sent_what_it_cannot_open() {
             let (mut network, mut next) = Network::fast(ways);
             network.jitter = Duration::from_millis(60);
             let (before, at) = (next, network.elapsed);
-            network.restart(restarted);
+            network.begin_anew(restarted);
             next = network.stream(ways, next, 60 * SECOND);
             network.run(SECOND);
             for &(_, to) in ways {
