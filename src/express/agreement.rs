@@ -7,13 +7,13 @@
 //! | Asking | a tick, no answer yet | Ask again, ever later; after the last one **Refused** (unanswered) |
 //! | Asking | Agree to what was asked | keys; **Proving** |
 //! | Asking | Decline | **Refused** |
-//! | any | Ask, this host is the answerer and able | keys; Agree; **Proving**. The same Ask again: the same Agree |
+//! | any | Ask, this host is the answerer and able | keys; Agree; **Proving**. The same Ask again: the same Agree, while **Proving** |
 //! | any | Ask, otherwise | Decline |
 //! | Proving | each tick, and at once | an empty message under the keys; after 40 of them **Refused** (unanswered) |
 //! | any | an empty message opens | Opened |
 //! | Proving | Opened for the index that is sent to | data leaves under the keys; **Express** |
 //! | Proving, Express | Stop for the index that is sent to | **Refused**; data leaves under WireGuard's session |
-//! | any | a message under an index that is unknown, or 32 in a row that do not open | Stop, once a second at most |
+//! | any | a message under an index that is unknown and not asked for, or 32 in a row that do not open; and none that opens since the tick before | Stop, once a second at most |
 //! | any | 2 s after a Stop for doubt, said or heard, and ever later; the asker | **Ordinary** |
 //! | any | the host or the peer is no longer to | **Ordinary**; Stop as long as messages come |
 //! | Express | for 16 s nothing tells that what leaves under the keys arrives | **Refused** (unanswered) |
@@ -61,6 +61,8 @@ pub struct Agreement {
     expires: Option<Instant>,
     /// For the next message that needs one, so that no random numbers are asked for where packets wait.
     spare: Option<Contribution>,
+    /// Under which index the peer asked when it was answered last.
+    answered: Option<u32>,
     /// How often keys came into use.
     sessions: u64,
     stopped: Option<Instant>,
@@ -90,10 +92,22 @@ pub struct Proof(pub Arc<Sealer>);
 impl Agreement {
     /// With a peer that is received under indices of `index`, 23 bits.
     pub fn new(lanes: Arc<Lanes>, index: u32, own: PublicKey, peer: PublicKey, ability: Ability) -> Self {
-        let base = INDEX | index << 8;
-        let (state, number) = (State::Ordinary, 0);
-        let (expires, spare, sessions, stopped, anew, doubts) = (None, None, 0, None, None, 0);
-        Self { lanes, base, number, own, peer, ability, state, expires, spare, sessions, stopped, anew, doubts }
+        Self {
+            lanes,
+            base: INDEX | index << 8,
+            number: 0,
+            own,
+            peer,
+            ability,
+            state: State::Ordinary,
+            expires: None,
+            spare: None,
+            answered: None,
+            sessions: 0,
+            stopped: None,
+            anew: None,
+            doubts: 0,
+        }
     }
 
     /// Whether it has no contribution for what comes next; then [`Agreement::supply`] it.
@@ -191,7 +205,7 @@ impl Agreement {
         // What the keys open is opened all the same, until nothing comes any more.
         let (index, reason) = match self.ability {
             Ability::Unable(reason) => (received.then_some(self.base | u32::from(self.number))?, reason),
-            Ability::Able => (stray?, Reason::Doubt),
+            Ability::Able => (stray.filter(|&index| self.is_in_doubt(index, received))?, Reason::Doubt),
         };
         if reason == Reason::Doubt {
             self.doubt(now);
@@ -206,6 +220,18 @@ impl Agreement {
         if self.is_asker() && self.anew.is_none() {
             self.anew = Some(now + FIRST_PAUSE * (1 << self.doubts));
             self.doubts = (self.doubts + 1).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Whether what came under this index and did not open speaks against what was agreed. Beside what does it is forged.
+    fn is_in_doubt(&self, index: u32, received: bool) -> bool {
+        if received {
+            return false;
+        }
+        match self.lanes.opener(index) {
+            Some(opener) => opener.as_ref().is_some_and(|opener| opener.is_doubtful()),
+            // An empty message may overtake the Agree.
+            None => !matches!(&self.state, State::Asking { index: asked, .. } if *asked == index),
         }
     }
 
@@ -319,10 +345,12 @@ impl Agreement {
                 let (index, contribution) = (answered.index, answered.contribution.clone());
                 return Some(Message::Agree { asked: theirs, index, contribution });
             }
-            State::Express { sealer } if sealer.index() == theirs => return None,
+            // Once and no more: two sets of keys under one index could be taken for each other.
+            _ if self.answered == Some(theirs) => return None,
             _ => {}
         }
         let (expires, contribution) = (self.expires?, self.spare.take()?);
+        self.answered = Some(theirs);
         let index = self.next_index();
         let asker = Party { key: &self.peer, index: theirs, contribution: &their_contribution };
         let answerer = Party { key: &self.own, index, contribution: &contribution };
@@ -351,3 +379,6 @@ impl Agreement {
         self.base | u32::from(self.number)
     }
 }
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;

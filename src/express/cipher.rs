@@ -176,3 +176,6 @@ fn nonce(counter: u64) -> Nonce {
     nonce[8..].copy_from_slice(&((counter >> 32) as u32).to_le_bytes());
     Nonce::assume_unique_for_key(nonce)
 }
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;

@@ -45,6 +45,18 @@ pub struct Counts {
     pub rx_bytes: u64,
 }
 
+impl Counts {
+    /// What has come since.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            tx_packets: self.tx_packets - before.tx_packets,
+            tx_bytes: self.tx_bytes - before.tx_bytes,
+            rx_packets: self.rx_packets - before.rx_packets,
+            rx_bytes: self.rx_bytes - before.rx_bytes,
+        }
+    }
+}
+
 impl Lanes {
     /// What seals for the peer now.
     pub fn sealer(&self, now: Instant) -> Option<Guard<Option<Arc<Sealer>>>> {
@@ -133,5 +145,68 @@ impl Count {
 
     fn get(&self) -> (u64, u64) {
         (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::keys::cipher;
+    use super::super::{INDEX, OVERHEAD};
+    use super::*;
+
+    fn opener(index: u32, expires: Instant) -> Opener {
+        Opener::new(cipher(&[7; 32]), index, expires)
+    }
+
+    fn sealer(index: u32, expires: Instant) -> Option<Arc<Sealer>> {
+        Some(Arc::new(Sealer::new(cipher(&[7; 32]), index, expires)))
+    }
+
+    #[test]
+    fn the_last_four_indices_open_until_they_expire() {
+        let (lanes, now) = (Lanes::default(), Instant::now());
+        let later = |index: u32| now + Duration::from_secs(u64::from(index & 0xff));
+        for index in (INDEX | 1)..=(INDEX | 6) {
+            lanes.receive_under(opener(index, later(index)));
+        }
+        let open = |lanes: &Lanes| -> Vec<_> {
+            (0..=8).filter(|index| lanes.opener(INDEX | index).is_some()).collect::<Vec<u32>>()
+        };
+        assert_eq!(open(&lanes), [3, 4, 5, 6]);
+        lanes.expire(now + Duration::from_secs(4));
+        assert_eq!(open(&lanes), [5, 6]);
+        lanes.clear();
+        assert!(open(&lanes).is_empty());
+    }
+
+    #[test]
+    fn a_sealer_that_has_expired_or_worn_out_is_none() {
+        let (lanes, now) = (Lanes::default(), Instant::now());
+        assert!(lanes.sealer(now).is_none() && !lanes.is_worn());
+        let end = now + Duration::from_secs(9);
+        lanes.send_under(sealer(INDEX, end));
+        assert!(lanes.sealer(now).is_some() && lanes.sealer(end).is_none());
+        let held = lanes.sealer(now).unwrap();
+        lanes.sent(held.as_ref().unwrap(), 1, 1 << 38);
+        assert!(lanes.is_worn() && lanes.sealer(now).is_some());
+        lanes.sent(held.as_ref().unwrap(), 1, 1 << 38);
+        assert!(lanes.sealer(now).is_none());
+        // Who holds it may finish its batch.
+        lanes.expire(now);
+        assert!(held.as_ref().unwrap().seal(&[], &mut [0; OVERHEAD]).is_some());
+        assert_eq!(lanes.counts(), Counts { tx_packets: 2, tx_bytes: 1 << 39, ..Counts::default() });
+    }
+
+    #[test]
+    fn one_stray_is_told_of_once() {
+        let lanes = Lanes::default();
+        assert_eq!(lanes.take_stray(), None);
+        lanes.note_stray(INDEX | 1);
+        lanes.note_stray(INDEX | 2);
+        assert_eq!((lanes.take_stray(), lanes.take_stray()), (Some(INDEX | 1), None));
+        lanes.note_stray(INDEX | 2);
+        assert_eq!(lanes.take_stray(), Some(INDEX | 2));
     }
 }

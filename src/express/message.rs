@@ -136,3 +136,78 @@ impl Message {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(message: &Message) -> Vec<u8> {
+        let mut to = [0xaa; LONGEST];
+        let len = message.write(&mut to);
+        to[..len].to_vec()
+    }
+
+    fn messages() -> impl Strategy<Value = Vec<u8>> {
+        let index = any::<u32>().prop_map(|index| index | INDEX);
+        let reason = prop::sample::select(vec![Reason::Off, Reason::NoHardware, Reason::Version, Reason::Doubt]);
+        (0..5, index.clone(), index, any::<[u8; 32]>(), reason).prop_map(|(op, asked, index, bytes, reason)| {
+            let contribution = Contribution::from_bytes(bytes);
+            written(&match op {
+                0 => Message::Ask { index, contribution },
+                1 => Message::Agree { asked, index, contribution },
+                2 => Message::Decline { asked, reason },
+                3 => Message::Stop { index, reason },
+                _ => Message::Opened { index },
+            })
+        })
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_specification() {
+        let contribution = || Contribution::from_bytes([0xcc; 32]);
+        let (asked, index) = (0x8012_3456, 0x8065_4321);
+        let ask = [&[1, 1, 0, 0, 0x21, 0x43, 0x65, 0x80][..], &[0xcc; 32]].concat();
+        assert_eq!(written(&Message::Ask { index, contribution: contribution() }), ask);
+        let agree = [&[1, 2, 0, 0, 0x56, 0x34, 0x12, 0x80, 0x21, 0x43, 0x65, 0x80][..], &[0xcc; 32]].concat();
+        assert_eq!(written(&Message::Agree { asked, index, contribution: contribution() }), agree);
+        let decline = Message::Decline { asked: 0, reason: Reason::NoHardware };
+        assert_eq!(written(&decline), [1, 3, 2, 0, 0, 0, 0, 0]);
+        let stop = Message::Stop { index, reason: Reason::Doubt };
+        assert_eq!(written(&stop), [1, 4, 4, 0, 0x21, 0x43, 0x65, 0x80]);
+        assert_eq!(written(&Message::Opened { index }), [1, 5, 0, 0, 0x21, 0x43, 0x65, 0x80]);
+    }
+
+    #[test]
+    fn an_ask_of_another_version_is_told_apart() {
+        let of = |bytes: &[u8]| Message::parse(bytes).err();
+        assert_eq!(of(&[2, 1, 9, 9, 1, 0, 0, 0x80]), Some(Unreadable::Version { asked: 0x8000_0001 }));
+        assert_eq!(of(&[2, 2, 0, 0, 1, 0, 0, 0x80]), Some(Unreadable::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(bytes in messages()) {
+            let read = Message::parse(&bytes).ok().map(|message| written(&message));
+            prop_assert_eq!(read, Some(bytes.clone()));
+            // Cut anywhere it is nothing.
+            for len in 0..bytes.len() {
+                prop_assert!(Message::parse(&bytes[..len]).is_err());
+            }
+        }
+
+        #[test]
+        fn whatever_comes_is_read_as_it_would_be_written_or_not_at_all(
+            bytes in proptest::collection::vec(any::<u8>(), 0..60),
+            start in prop::sample::select(vec![[1, 1, 0], [1, 2, 0], [1, 3, 1], [1, 4, 4], [1, 5, 0], [1, 6, 0], [0, 1, 0]]),
+        ) {
+            for bytes in [bytes.clone(), [&start[..], &bytes].concat()] {
+                if let Ok(message) = Message::parse(&bytes) {
+                    let again = written(&message);
+                    prop_assert_eq!(&bytes[..again.len()], again);
+                }
+            }
+        }
+    }
+}

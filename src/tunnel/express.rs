@@ -12,7 +12,7 @@ use super::batch::{Inbox, Outbox, Path};
 use super::peer::{Peer, Sent, Session};
 use super::timers::{Due, Moved, Ways};
 use crate::channel::{Kind, Message, OVERHEAD, address};
-use crate::express::{self, Ability, Counts, LONGEST, Opener, Proof, Refused, Sealer};
+use crate::express::{self, Ability, Counts, LONGEST, Opener, Proof, REJECT_AFTER_TIME, Refused, Sealer};
 use crate::packet::segment::PADDING;
 
 /// Bytes under one session of WireGuard from which on an agreement is worth its three messages: so few a device that sleeps
@@ -137,7 +137,7 @@ impl Session {
     /// Begins anew under another session of WireGuard.
     pub(super) fn renew_express(&mut self, initiator: bool, now: Instant) {
         let (own, peer) = self.parties();
-        let age = self.tunn.time_since_last_handshake().unwrap_or_default();
+        let age = self.tunn.time_since_last_handshake().unwrap_or(REJECT_AFTER_TIME);
         self.agreement.established(own, peer, age, now);
         self.timers.established(initiator);
         self.data = Ways::default();
@@ -182,7 +182,7 @@ impl Session {
             self.agreement.unheard();
         }
         let worth = self.timers.flowed() && self.ticked.own() - self.begun_at >= WORTH;
-        let (said, proof) = self.agreement.tick((worth, self.agent), moved.express.received, now);
+        let (said, proof) = self.agreement.tick((worth, self.agent), moved.opened, now);
         self.say_of_express(said, proof, out, now);
         let Some(path) = self.path().filter(|_| out.fits(0)) else { return };
         let result = match due {
@@ -202,15 +202,18 @@ impl Session {
         let before = std::mem::replace(&mut self.ticked, ticked);
         let data = std::mem::take(&mut self.data);
         let own = Ways { sent: ticked.own.1 != before.own.1, received: ticked.own.0 != before.own.0 };
-        let express = Ways {
-            sent: ticked.express.tx_bytes != before.express.tx_bytes,
-            received: ticked.express.rx_bytes != before.express.rx_bytes,
-        };
-        if express.sent || express.received {
-            self.moved_beside(express.received, now);
+        let under_keys = ticked.express.since(before.express);
+        if under_keys != Counts::default() {
+            self.moved_beside(under_keys.rx_packets > 0, now);
         }
+        // Empty ones are no data: nobody answers them.
+        let data_in = |packets, bytes| bytes > packets * express::OVERHEAD as u64;
+        let express = Ways {
+            sent: data_in(under_keys.tx_packets, under_keys.tx_bytes),
+            received: data_in(under_keys.rx_packets, under_keys.rx_bytes),
+        };
         let data = Ways { sent: data.sent || express.sent, received: data.received || express.received };
-        Moved { own, data, express }
+        Moved { own, data, express, opened: under_keys.rx_packets > 0 }
     }
 
     fn say_of_express(

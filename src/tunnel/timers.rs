@@ -52,8 +52,10 @@ pub(super) struct Moved {
     pub(super) own: Ways,
     /// Packets of others than the agents, under either.
     pub(super) data: Ways,
-    /// Anything, under express keys.
+    /// All but empty messages, under express keys.
     pub(super) express: Ways,
+    /// Any message came under express keys.
+    pub(super) opened: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

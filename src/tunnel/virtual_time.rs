@@ -2,6 +2,7 @@
 //! duplicates. boringtun reads the same clock (its `mock-instant`), so hours pass in milliseconds.
 
 mod egress;
+mod express;
 mod recall;
 mod rotation;
 
@@ -36,6 +37,8 @@ struct Network {
     loss_percent: u64,
     duplicate_percent: u64,
     jitter: Duration,
+    /// What the network takes and does not deliver, by sender and bytes.
+    swallows: fn(SocketAddr, &[u8]) -> bool,
     random: u64,
 }
 
@@ -64,6 +67,7 @@ impl Network {
             loss_percent: 0,
             duplicate_percent: 0,
             jitter: Duration::ZERO,
+            swallows: |_, _| false,
             random: 0x9e37_79b9_7f4a_7c15,
         }
     }
@@ -139,7 +143,7 @@ impl Network {
         });
         for (dst, datagram) in sent {
             self.wire.push((self.elapsed, src, dst, datagram.clone()));
-            if self.dice() < self.loss_percent {
+            if self.dice() < self.loss_percent || (self.swallows)(src, &datagram) {
                 continue;
             }
             let copies = if self.dice() < self.duplicate_percent { 2 } else { 1 };
