@@ -358,8 +358,8 @@ impl Agreement {
         self.lanes.receive_under(Opener::new(keys.to_answerer, index, expires));
         let sealer = Arc::new(Sealer::new(keys.to_asker, theirs, expires));
         let answer = Message::Agree { asked: theirs, index, contribution: contribution.clone() };
-        let answered = Some(Answered { asked_with: their_contribution, index, contribution });
-        self.fall_back(State::Proving { sealer, proofs: 0, answered });
+        let before = Answered { asked_with: their_contribution, index, contribution };
+        self.fall_back(State::Proving { sealer, proofs: 0, answered: Some(before) });
         Some(answer)
     }
 

@@ -127,7 +127,7 @@ impl Agents {
         }
         let run = self.run.load();
         let Some(run) = run.as_ref().filter(|run| run.peer == peer.key) else { return false };
-        session.data.received = true;
+        session.express.data.received = true;
         // What comes under express keys is not what an ordinary run measures.
         let route = if express { Route::Tunnel } else { run.sealed_route() };
         match run.take(route, message.body, packet.len(), now) {
@@ -239,7 +239,7 @@ impl Device {
         let mtu = usize::from(self.mtu.load(Ordering::Relaxed)).clamp(OVERHEAD + PROBE_LEN, MAX_LOAD);
         let (mut body, mut packet) = ([0; MAX_LOAD + SEAL], [0; MAX_LOAD]);
         let mut session = peer.lock();
-        session.data.sent |= run.terms.route != Route::Bare;
+        session.express.data.sent |= run.terms.route != Route::Bare;
         let Some(path) = session.path().filter(|path| path.remote == run.remote) else { return false };
         for probe in probes {
             body[..PROBE_LEN].copy_from_slice(&probe);

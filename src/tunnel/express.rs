@@ -10,9 +10,11 @@ use zeroize::Zeroizing;
 
 use super::batch::{Inbox, Outbox, Path};
 use super::peer::{Peer, Sent, Session};
-use super::timers::{Due, Moved, Ways};
+use super::timers::{Due, Moved, Timers, Ways};
 use crate::channel::{Kind, Message, OVERHEAD, address};
-use crate::express::{self, Ability, Counts, LONGEST, Opener, Proof, REJECT_AFTER_TIME, Refused, Sealer};
+use crate::express::{
+    self, Ability, Agreement, Counts, LONGEST, Lanes, Opener, Proof, REJECT_AFTER_TIME, Refused, Sealer,
+};
 use crate::packet::segment::PADDING;
 
 /// Bytes under one session of WireGuard from which on an agreement is worth its three messages: so few a device that sleeps
@@ -29,6 +31,28 @@ pub(super) struct Ticked {
 impl Ticked {
     fn own(&self) -> u64 {
         self.own.0 + self.own.1
+    }
+}
+
+/// What a session keeps of its peer's express sessions.
+pub(super) struct Express {
+    pub(super) agreement: Agreement,
+    lanes: Arc<Lanes>,
+    timers: Timers,
+    /// Data that left and came under WireGuard's own session since the last tick.
+    pub(super) data: Ways,
+    /// Bytes that had at the last tick.
+    ticked: Ticked,
+    /// Their sum as the session of WireGuard began.
+    begun_at: u64,
+    /// The peer is to be asked for a handshake, so that it may begin an agreement.
+    wants_handshake: bool,
+}
+
+impl Express {
+    pub(super) fn new(agreement: Agreement, lanes: Arc<Lanes>) -> Self {
+        let (timers, data, ticked) = (Timers::default(), Ways::default(), Ticked::default());
+        Self { agreement, lanes, timers, data, ticked, begun_at: 0, wants_handshake: false }
     }
 }
 
@@ -131,23 +155,23 @@ impl Drop for Arriving<'_> {
 impl Session {
     /// Follows what is configured.
     pub(super) fn set_express(&mut self, ability: Ability) {
-        self.wants_handshake |= self.agreement.set_ability(ability) && self.has_session();
+        self.express.wants_handshake |= self.express.agreement.set_ability(ability) && self.has_session();
     }
 
     /// Begins anew under another session of WireGuard.
     pub(super) fn renew_express(&mut self, initiator: bool, now: Instant) {
         let (own, peer) = self.parties();
         let age = self.tunn.time_since_last_handshake().unwrap_or(REJECT_AFTER_TIME);
-        self.agreement.established(own, peer, age, now);
-        self.timers.established(initiator);
-        self.data = Ways::default();
-        self.wants_handshake = false;
-        self.begun_at = Ticked { own: self.own_counters(), ..Ticked::default() }.own();
+        self.express.agreement.established(own, peer, age, now);
+        self.express.timers.established(initiator);
+        self.express.data = Ways::default();
+        self.express.wants_handshake = false;
+        self.express.begun_at = Ticked { own: self.own_counters(), ..Ticked::default() }.own();
     }
 
     /// Seals a packet of this agent's own under express keys. False when there are none.
     pub(super) fn say_express(&mut self, packet: &[u8], out: &mut Outbox, now: Instant) -> bool {
-        let lanes = Arc::clone(&self.lanes);
+        let lanes = Arc::clone(&self.express.lanes);
         let sealer = lanes.sealer(now);
         sealer.as_ref().and_then(|sealer| sealer.as_ref()).is_some_and(|sealer| self.put_express(sealer, packet, out))
     }
@@ -155,7 +179,7 @@ impl Session {
     /// The peer's agent says something about express sessions. False when nobody could make sense of it.
     pub(super) fn take_express(&mut self, body: &[u8], out: &mut Outbox, now: Instant) -> bool {
         // The keys are to be those of the session, whoever else this may be of.
-        let Some((answer, proof)) = (!self.aside).then(|| self.agreement.take(body, now).ok()).flatten() else {
+        let Some((answer, proof)) = (!self.aside).then(|| self.express.agreement.take(body, now).ok()).flatten() else {
             return false;
         };
         self.say_of_express(answer, proof, out, now);
@@ -173,16 +197,16 @@ impl Session {
     /// Runs what [`super::timers`] and the agreement have to do.
     pub(super) fn tick_express(&mut self, out: &mut Outbox, rekey_after: Duration, now: Instant) {
         if !self.has_session() {
-            self.agreement.ended();
+            self.express.agreement.ended();
         }
         let moved = self.moved(now);
-        let worn = self.wants_handshake || self.lanes.is_worn();
-        let due = self.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
+        let worn = self.express.wants_handshake || self.express.lanes.is_worn();
+        let due = self.express.timers.tick(moved, (self.tunn.time_since_last_handshake(), worn), rekey_after, now);
         if due == Some(Due::Fallback) {
-            self.agreement.unheard();
+            self.express.agreement.unheard();
         }
-        let worth = self.timers.flowed() && self.ticked.own() - self.begun_at >= WORTH;
-        let (said, proof) = self.agreement.tick((worth, self.agent), moved.opened, now);
+        let worth = self.express.timers.flowed() && self.express.ticked.own() - self.express.begun_at >= WORTH;
+        let (said, proof) = self.express.agreement.tick((worth, self.agent), moved.opened, now);
         self.say_of_express(said, proof, out, now);
         let Some(path) = self.path().filter(|_| out.fits(0)) else { return };
         let result = match due {
@@ -198,9 +222,9 @@ impl Session {
     }
 
     fn moved(&mut self, now: Instant) -> Moved {
-        let ticked = Ticked { own: self.own_counters(), express: self.lanes.counts() };
-        let before = std::mem::replace(&mut self.ticked, ticked);
-        let data = std::mem::take(&mut self.data);
+        let ticked = Ticked { own: self.own_counters(), express: self.express.lanes.counts() };
+        let before = std::mem::replace(&mut self.express.ticked, ticked);
+        let data = std::mem::take(&mut self.express.data);
         let own = Ways { sent: ticked.own.1 != before.own.1, received: ticked.own.0 != before.own.0 };
         let under_keys = ticked.express.since(before.express);
         if under_keys != Counts::default() {
@@ -242,7 +266,7 @@ impl Session {
         let Some(path) = self.path().filter(|_| out.fits(packet.len())) else { return false };
         let Some(len) = sealer.seal(packet, out.spare()) else { return false };
         out.commit(len, self.index, path, 0);
-        self.lanes.sent(sealer, 1, len as u64);
+        self.express.lanes.sent(sealer, 1, len as u64);
         true
     }
 }

@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, Tunn};
+use boringtun::noise::{Packet, Tunn, TunnResult};
 
 use super::batch::{Outbox, Path};
 use super::gate::Verdict;
 use super::knocks::KnockCause;
-use super::peer::Peer;
+use super::peer::{Peer, Sent, Session};
 use super::table::Table;
 use super::{Device, lock, message};
 use crate::key::PublicKey;
@@ -172,6 +173,75 @@ impl Waiting {
             device.handshakes.learn(path.remote, peer.index);
         }
         taken
+    }
+}
+
+impl Session {
+    /// Takes a handshake or cookie message whose macs were checked. The answer and what waited for a session go out.
+    ///
+    /// # Errors
+    /// When it was not worth an answer; why, where that tells anything.
+    pub(super) fn handshake(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        out: &mut Outbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Result<(), Option<KnockCause>> {
+        let taken = self.handshake_first(datagram, path, out, now, wall);
+        let done = taken.is_ok() && message::kind(datagram) != Some(message::HANDSHAKE_INITIATION);
+        // A copy of an old initiation is one for every preshared key.
+        if done || self.others.is_empty() || matches!(taken, Err(Some(KnockCause::Replayed))) {
+            return taken;
+        }
+        if self.handshake_others(datagram, path, out, now, wall) { Ok(()) } else { taken }
+    }
+
+    fn handshake_first(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        out: &mut Outbox,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Result<(), Option<KnockCause>> {
+        let sent = match self.tunn.decapsulate(None, datagram, out.spare()) {
+            TunnResult::WriteToNetwork(answer) => Sent::of(answer),
+            // A cookie proves nothing about who sent it: neither counted nor followed.
+            TunnResult::Done => return Ok(()),
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => return Err(Some(KnockCause::Replayed)),
+            TunnResult::Err(WireGuardError::InvalidAeadTag)
+                if message::kind(datagram) == Some(message::HANDSHAKE_RESPONSE) =>
+            {
+                return Err(Some(KnockCause::Undecryptable));
+            }
+            _ => return Err(None),
+        };
+        self.authenticated(datagram.len(), path, now);
+        if sent.kind == message::HANDSHAKE_RESPONSE {
+            self.responded = sent.sender;
+        } else {
+            self.established(true, now, wall);
+        }
+        self.commit(&sent, path, out, now);
+        Ok(())
+    }
+
+    /// Puts what waited for a session into `out`, once there is one. Whether that was anything.
+    pub(super) fn drain(&mut self, out: &mut Outbox, now: Instant) -> bool {
+        let Some(path) = self.path() else { return false };
+        let before = out.len();
+        while self.queued > 0 && self.has_session() && out.has_room() {
+            match self.tunn.decapsulate(None, &[], out.spare()) {
+                TunnResult::WriteToNetwork(datagram) => {
+                    let sent = Sent::of(datagram);
+                    self.commit(&sent, path, out, now);
+                }
+                _ => self.queued = 0,
+            }
+        }
+        out.len() > before
     }
 }
 

@@ -27,6 +27,7 @@ mod guests;
 mod handshake;
 mod knocks;
 mod message;
+mod open;
 mod peer;
 mod recall;
 mod relay;
@@ -55,19 +56,19 @@ pub use knocks::{Knock, KnockCause};
 pub use rotation::Standing;
 pub use snapshot::{Cipher, PeerSnapshot, PeerState};
 
-use crate::channel::address;
-use crate::express::{Ability, Contribution, INDEX};
+use crate::express::{Ability, Contribution};
 use crate::key::{NextKeys, PresharedKey, PrivateKey, PublicKey};
 use crate::packet::segment::segment;
 use crate::packet::virtio::VnetHeader;
 use crate::packet::{ecn, ip};
-use egress::{Beyond, Foreign};
-use express::{Arriving, Departing};
+use egress::Beyond;
+use express::Departing;
 use flows::Flows;
 use gate::Gate;
 use handshake::Handshakes;
 use knocks::Knocks;
-use peer::{Opened, Peer, Session, Unsealed};
+use open::Opener;
+use peer::{Peer, Session, Unsealed};
 use rotation::Rekey;
 use table::Table;
 
@@ -192,7 +193,7 @@ impl Device {
             })
         } else {
             let mut session = peer.lock();
-            session.data.sent = true;
+            session.express.data.sent = true;
             segment(header, buffer, len, mtu, |packet| self.seal_under_wireguard(&mut session, packet, class, out, now))
         };
         if cut.is_err() {
@@ -222,9 +223,7 @@ impl Device {
     ) -> bool {
         let table = self.table.load();
         let Datagrams { path, traffic_class, .. } = datagrams;
-        let judge =
-            Judge { device: self, table: &table, traffic_class, now, proven: None, foreign: Foreign::default() };
-        let mut opener = Opener { judge, path, now, wall, held: None, arriving: None };
+        let mut opener = Opener::new((self, &table), (path, traffic_class), now, wall);
         let mut set_aside = false;
         for datagram in datagrams.iter() {
             let taken = match message::kind(datagram) {
@@ -269,12 +268,12 @@ impl Device {
         for peer in table.peers.values() {
             let mut session = peer.lock();
             let lost = session.tick(out, self.rekey_after, now);
-            let short = session.agreement.is_short();
+            let short = session.express.agreement.is_short();
             drop(session);
             self.drops.unanswered.fetch_add(lost as u64, Ordering::Relaxed);
             // Not under the lock: random numbers take a system call.
             if short && let Ok(contribution) = Contribution::generate() {
-                peer.lock().agreement.supply(contribution);
+                peer.lock().express.agreement.supply(contribution);
             }
             if out.is_full() {
                 send(out);
@@ -412,164 +411,6 @@ impl Device {
         self.table.store(Arc::new(table));
         if rekeyed {
             self.guests.clear();
-        }
-    }
-}
-
-/// One call of [`Device::open`]: what is looked up once per run of one peer's messages, not once per message.
-struct Opener<'t> {
-    judge: Judge<'t>,
-    path: Path,
-    now: Instant,
-    wall: SystemTime,
-    /// The peer of the previous data message under WireGuard's own session, still locked.
-    held: Option<(&'t Arc<Peer>, MutexGuard<'t, Session>)>,
-    /// The same of one under express keys, not locked.
-    arriving: Option<Arriving<'t>>,
-}
-
-impl Opener<'_> {
-    fn data(&mut self, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
-        match message::receiver(datagram) {
-            Some(index) if index & INDEX == 0 => self.under_wireguard(index, datagram, inbox, out),
-            Some(index) => self.under_express(index, datagram, inbox, out),
-            None => false,
-        }
-    }
-
-    fn under_wireguard(&mut self, index: u32, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
-        if self.held.as_ref().is_none_or(|(peer, _)| peer.index != index >> 8) {
-            (self.held, self.arriving) = (None, None);
-            self.judge.forget();
-            let Some(peer) = self.judge.table.receiver(index) else { return self.guest(index, datagram, inbox) };
-            self.held = Some((peer, peer.lock()));
-        }
-        let Some((peer, session)) = &mut self.held else { return false };
-        match session.open(datagram, self.path, inbox, self.now, self.wall) {
-            Opened::Refused => return false,
-            Opened::Keepalive => {}
-            Opened::Packet(len) => match self.judge.judge(peer, len, inbox) {
-                Judged::ForAgent => self.judge.tell_agent((peer, session, false), len, inbox, out),
-                Judged::Kept => session.data.received = true,
-                Judged::Dropped => {}
-            },
-        }
-        session.drain(out, self.now);
-        true
-    }
-
-    fn under_express(&mut self, index: u32, datagram: &[u8], inbox: &mut Inbox, out: &mut Outbox) -> bool {
-        if self.arriving.as_ref().is_none_or(|arriving| arriving.index != index) {
-            // What is opened may take the lock.
-            (self.held, self.arriving) = (None, None);
-            self.judge.forget();
-            let Some(peer) = self.judge.table.receiver(index) else { return false };
-            self.arriving = Arriving::under(index, peer, self.path);
-        }
-        let Some(arriving) = &mut self.arriving else { return false };
-        let Some(padded) = arriving.open(datagram, self.path, inbox, out, self.now) else { return false };
-        if padded == 0 {
-            return true;
-        }
-        let peer = arriving.peer;
-        let Some(len) = ip::Ip::parse(&inbox.spare()[..padded]).map(|ip| ip.len) else { return false };
-        if let Judged::ForAgent = self.judge.judge(peer, len, inbox) {
-            self.judge.tell_agent((peer, &mut peer.lock(), true), len, inbox, out);
-        }
-        true
-    }
-
-    /// Opens a message that is no peer's. What a guest may send never gets beyond the agent.
-    #[cold]
-    #[inline(never)]
-    fn guest(&self, index: u32, datagram: &[u8], inbox: &mut Inbox) -> bool {
-        let guests = &self.judge.device.guests;
-        let Some(peer) = guests.receiver(index) else { return false };
-        let mut session = peer.lock();
-        let taken = match session.open(datagram, self.path, inbox, self.now, self.wall) {
-            Opened::Refused => false,
-            Opened::Keepalive => true,
-            Opened::Packet(len) => {
-                guests.take(&inbox.spare()[..len], self.judge.table.address, &peer, &mut session, self.now)
-            }
-        };
-        drop(session);
-        if taken {
-            guests.announce();
-        }
-        taken
-    }
-}
-
-/// What becomes of opened packets.
-struct Judge<'t> {
-    device: &'t Device,
-    table: &'t Table,
-    traffic_class: u8,
-    now: Instant,
-    /// The source address last found to be the peer's, or of one whose relay it is.
-    proven: Option<IpAddr>,
-    /// The same for addresses beyond the mesh.
-    foreign: Foreign,
-}
-
-enum Judged {
-    /// It is in the inbox.
-    Kept,
-    /// It is for this agent.
-    ForAgent,
-    /// It is counted.
-    Dropped,
-}
-
-impl Judge<'_> {
-    /// The next packet is of another peer.
-    fn forget(&mut self) {
-        self.proven = None;
-        self.foreign = Foreign::default();
-    }
-
-    /// Judges the packet of this length at the start of the inbox's spare room, and keeps it if it may be.
-    #[allow(clippy::inline_always, reason = "a call for each packet is not free")]
-    #[inline(always)]
-    fn judge(&mut self, peer: &Arc<Peer>, len: usize, inbox: &mut Inbox) -> Judged {
-        let packet = &mut inbox.spare()[..len];
-        if address::is_destination(packet) {
-            return Judged::ForAgent;
-        }
-        if !ip::source(packet).is_some_and(|source| self.may_send(peer, source, packet)) {
-            count(&self.device.drops.spoofed);
-            return Judged::Dropped;
-        }
-        if !ecn::decapsulate(packet, self.traffic_class) {
-            count(&self.device.drops.congested);
-            return Judged::Dropped;
-        }
-        inbox.commit(len);
-        Judged::Kept
-    }
-
-    #[allow(clippy::inline_always, reason = "a call for each packet is not free")]
-    #[inline(always)]
-    fn may_send(&mut self, peer: &Arc<Peer>, source: IpAddr, packet: &[u8]) -> bool {
-        if self.proven == Some(source) {
-            return true;
-        }
-        if self.foreign.source() != Some(source)
-            && let Some(owner) = self.table.route(source)
-        {
-            let own = Arc::ptr_eq(owner, peer) || owner.relay.is(peer.index);
-            self.proven = own.then_some(source);
-            return own;
-        }
-        self.foreign.admits(self.table, &self.device.flows, peer, peer.deliver, packet, self.now)
-    }
-
-    /// Hands the agent a packet of this peer; whether it came under express keys is the last of `from`.
-    fn tell_agent(&self, from: (&Peer, &mut Session, bool), len: usize, inbox: &mut Inbox, out: &mut Outbox) {
-        let (agents, own) = (&self.device.agents, self.table.address);
-        if !agents.tunnelled(&mut inbox.spare()[..len], own, from, out, self.now) {
-            count(&self.device.drops.refused);
         }
     }
 }

@@ -9,17 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::batch::{Inbox, Outbox, Path};
-use super::express::Ticked;
+use super::express::Express;
 use super::handshake::LONGEST;
 use super::recall::Recall;
 use super::relay::Relay;
 use super::rotation::{Identity, Other, Own};
-use super::timers::{Timers, Ways};
-use super::{KnockCause, PeerSettings, PeerState, message};
+use super::{PeerSettings, PeerState, message};
 use crate::channel::{Allowance, address};
 use crate::express::{Agreement, Lanes};
 use crate::key::PublicKey;
@@ -80,21 +78,10 @@ pub(super) struct Session {
     last_traversal: Instant,
     /// When the last authenticated packet came.
     heard: Option<Instant>,
-    /// The peer's.
-    pub(super) lanes: Arc<Lanes>,
     shared_path: Arc<ArcSwapOption<Path>>,
-    pub(super) agreement: Agreement,
-    pub(super) timers: Timers,
     /// What was opened last was under other keys than the session's.
     pub(super) aside: bool,
-    /// The peer is to be asked for a handshake, so that it may begin an agreement.
-    pub(super) wants_handshake: bool,
-    /// Data that left and came under WireGuard's own session since the last tick.
-    pub(super) data: Ways,
-    /// Bytes that had at the last tick.
-    pub(super) ticked: Ticked,
-    /// The sum of both counters as the session of WireGuard began.
-    pub(super) begun_at: u64,
+    pub(super) express: Express,
     /// While the peer is called that had a session with the process before this one.
     pub(super) recall: Option<Recall>,
 }
@@ -158,15 +145,9 @@ impl Peer {
             queued: 0,
             last_traversal: now,
             heard: None,
-            lanes: Arc::clone(&lanes),
             shared_path: Arc::clone(&path),
-            agreement,
-            timers: Timers::default(),
             aside: false,
-            wants_handshake: false,
-            data: Ways::default(),
-            ticked: Ticked::default(),
-            begun_at: 0,
+            express: Express::new(agreement, Arc::clone(&lanes)),
             recall: None,
         };
         if let Some(remote) = session.settings.endpoint {
@@ -379,73 +360,6 @@ impl Session {
         opened
     }
 
-    /// Takes a handshake or cookie message whose macs were checked. The answer and what waited for a session go out.
-    ///
-    /// # Errors
-    /// When it was not worth an answer; why, where that tells anything.
-    pub(super) fn handshake(
-        &mut self,
-        datagram: &[u8],
-        path: Path,
-        out: &mut Outbox,
-        now: Instant,
-        wall: SystemTime,
-    ) -> Result<(), Option<KnockCause>> {
-        let taken = self.handshake_first(datagram, path, out, now, wall);
-        let done = taken.is_ok() && message::kind(datagram) != Some(message::HANDSHAKE_INITIATION);
-        // A copy of an old initiation is one for every preshared key.
-        if done || self.others.is_empty() || matches!(taken, Err(Some(KnockCause::Replayed))) {
-            return taken;
-        }
-        if self.handshake_others(datagram, path, out, now, wall) { Ok(()) } else { taken }
-    }
-
-    fn handshake_first(
-        &mut self,
-        datagram: &[u8],
-        path: Path,
-        out: &mut Outbox,
-        now: Instant,
-        wall: SystemTime,
-    ) -> Result<(), Option<KnockCause>> {
-        let sent = match self.tunn.decapsulate(None, datagram, out.spare()) {
-            TunnResult::WriteToNetwork(answer) => Sent::of(answer),
-            // A cookie proves nothing about who sent it: neither counted nor followed.
-            TunnResult::Done => return Ok(()),
-            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => return Err(Some(KnockCause::Replayed)),
-            TunnResult::Err(WireGuardError::InvalidAeadTag)
-                if message::kind(datagram) == Some(message::HANDSHAKE_RESPONSE) =>
-            {
-                return Err(Some(KnockCause::Undecryptable));
-            }
-            _ => return Err(None),
-        };
-        self.authenticated(datagram.len(), path, now);
-        if sent.kind == message::HANDSHAKE_RESPONSE {
-            self.responded = sent.sender;
-        } else {
-            self.established(true, now, wall);
-        }
-        self.commit(&sent, path, out, now);
-        Ok(())
-    }
-
-    /// Puts what waited for a session into `out`, once there is one. Whether that was anything.
-    pub(super) fn drain(&mut self, out: &mut Outbox, now: Instant) -> bool {
-        let Some(path) = self.path else { return false };
-        let before = out.len();
-        while self.queued > 0 && self.has_session() && out.has_room() {
-            match self.tunn.decapsulate(None, &[], out.spare()) {
-                TunnResult::WriteToNetwork(datagram) => {
-                    let sent = Sent::of(datagram);
-                    self.commit(&sent, path, out, now);
-                }
-                _ => self.queued = 0,
-            }
-        }
-        out.len() > before
-    }
-
     /// Runs the timers: retransmission, rekey, keepalives, expiry. How many packets waited in vain for a handshake that is
     /// now given up comes back.
     pub(super) fn tick(&mut self, out: &mut Outbox, rekey_after: Duration, now: Instant) -> usize {
@@ -536,7 +450,7 @@ impl Session {
 pub(super) struct Sent {
     len: usize,
     pub(super) kind: u8,
-    sender: Option<u32>,
+    pub(super) sender: Option<u32>,
     traffic_class: u8,
 }
 

@@ -96,7 +96,7 @@ impl Device {
 }
 
 fn snapshot(session: &Session, now: Instant) -> PeerSnapshot {
-    let (own, express) = (session.own_counters(), session.agreement.snapshot());
+    let (own, express) = (session.own_counters(), session.express.agreement.snapshot());
     PeerSnapshot {
         settings: PeerSettings { endpoint: session.endpoint(), ..session.settings().clone() },
         latest_handshake: session.latest_handshake(),

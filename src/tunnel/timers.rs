@@ -113,8 +113,8 @@ impl Timers {
             |since: Option<Instant>, time| since.is_some_and(|since| now.saturating_duration_since(since) >= time);
         let age = age?;
         let Ways { sent, received } = moved.data;
-        let old = self.initiator
-            && (sent && age >= rekey_after || received && age >= REKEY_ON_RECEIVING.max(rekey_after));
+        let old =
+            self.initiator && (sent && age >= rekey_after || received && age >= REKEY_ON_RECEIVING.max(rekey_after));
         if over(self.waits, DEAD) {
             self.waits = None;
             return Some(Due::Handshake);

@@ -26,7 +26,9 @@ enum Item {
 impl std::fmt::Debug for Item {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Said(session, body) => write!(f, "{}#{session}", ["Ask", "Agree", "Decline", "Stop", "Opened"][body[1] as usize - 1]),
+            Self::Said(session, body) => {
+                write!(f, "{}#{session}", ["Ask", "Agree", "Decline", "Stop", "Opened"][body[1] as usize - 1])
+            }
             Self::Sealed(message) => write!(f, "sealed {}", message.len() - OVERHEAD),
         }
     }

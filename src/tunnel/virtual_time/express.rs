@@ -82,9 +82,8 @@ impl Network {
         let src = self.hosts[from].addr;
         let data = |datagram: &[u8]| datagram[0] == message::DATA && datagram.len() >= LEN;
         let sent = self.wire.iter().filter(|(at, from, _, bytes)| *at >= since && *from == src && data(bytes));
-        let (express, all) = sent.fold((0, 0), |(express, all), (.., bytes)| {
-            (express + usize::from(is_express(bytes)), all + 1)
-        });
+        let (express, all) =
+            sent.fold((0, 0), |(express, all), (.., bytes)| (express + usize::from(is_express(bytes)), all + 1));
         express * 100 / all.max(1)
     }
 
@@ -305,7 +304,10 @@ fn what_the_network_does_not_let_through_is_not_sent() {
         for (host, passes) in passes.into_iter().enumerate() {
             assert_eq!(network.share(host, Duration::ZERO) > 90, passes, "{}%", network.share(host, Duration::ZERO));
             if !passes {
-                assert_eq!((network.share(host, Duration::ZERO), network.express(host, 1 - host)), (0, Express::Unanswered));
+                assert_eq!(
+                    (network.share(host, Duration::ZERO), network.express(host, 1 - host)),
+                    (0, Express::Unanswered)
+                );
             }
         }
         let responses = network.count(Duration::ZERO, |datagram| datagram[0] == message::HANDSHAKE_RESPONSE);
@@ -350,7 +352,8 @@ fn the_endpoint_follows_messages_under_express_keys() {
     network.none_missing(&[(0, 1)], after);
     // A copy from elsewhere and a forgery move nothing.
     let target = network.hosts[1].addr;
-    let captured = network.wire.iter().rfind(|(_, src, _, bytes)| *src == moved && is_express(bytes)).unwrap().3.clone();
+    let captured =
+        network.wire.iter().rfind(|(_, src, _, bytes)| *src == moved && is_express(bytes)).unwrap().3.clone();
     let mut forged = captured.clone();
     forged[8] = forged[8].wrapping_add(7);
     for datagram in [captured, forged] {
@@ -389,7 +392,8 @@ fn two_handshakes_at_once_lose_nothing() {
         network.jitter = Duration::from_millis(90);
         for _ in 0..20 {
             for host in 0..2 {
-                let (now, key, remote) = (network.now(), network.hosts[1 - host].key.public_key(), network.hosts[1 - host].addr);
+                let (now, key, remote) =
+                    (network.now(), network.hosts[1 - host].key.public_key(), network.hosts[1 - host].addr);
                 let Host { device, outbox, .. } = &mut network.hosts[host];
                 assert!(device.call(&key, &[remote], outbox, now));
                 network.transmit(host);
@@ -425,7 +429,10 @@ fn a_removed_peer_and_a_changed_key_end_it_at_once() {
     let next = network.stream(&BOTH, next, 5 * SECOND);
     assert_eq!(network.bodies(1).len(), before);
     let from = network.hosts[0].addr;
-    assert_eq!(network.wire.iter().filter(|(sent, src, _, bytes)| *sent > at && *src == from && is_express(bytes)).count(), 0);
+    assert_eq!(
+        network.wire.iter().filter(|(sent, src, _, bytes)| *sent > at && *src == from && is_express(bytes)).count(),
+        0
+    );
     network.hosts[0].key = new;
     let peer = network.settings(0);
     network.configure(1, &[peer]);
