@@ -80,7 +80,7 @@ fn all_agents_are_measured_and_people_get_a_page() {
     let page = lab.vps.meshd(&["bench", "--seconds", "1"]);
     println!("{page}");
     assert!(page.starts_with("home at 198.51.100.7:"), "{page}");
-    assert!(page.contains("\nexpress, sending ") && page.contains("\nordinary, receiving "), "{page}");
+    assert!(page.contains("\naes, sending ") && page.contains("\nchacha, receiving "), "{page}");
     assert!(page.contains("limited ") && page.lines().all(|line| line.chars().count() <= 80), "{page}");
     let reports: Value = serde_json::from_str(&lab.vps.meshd(&["bench", "--seconds", "1", "--json"])).expect("JSON");
     assert_eq!(reports.as_array().expect("a list").len(), 1);

@@ -118,8 +118,8 @@ fn render(report: &Report) -> String {
     for (what, latency) in [("tunnel, idle", report.idle.tunnel), ("bare, idle", report.idle.bare)] {
         table.row(row(what, ["-".to_owned(), "-".to_owned()], latency, None));
     }
-    let tunnel = if report.ordinary.is_some() { "express" } else { "tunnel" };
-    let routes = [(tunnel, Some(&report.tunnel)), ("ordinary", report.ordinary.as_ref()), ("bare", Some(&report.bare))];
+    let tunnel = if report.ordinary.is_some() { "aes" } else { "tunnel" };
+    let routes = [(tunnel, Some(&report.tunnel)), ("chacha", report.ordinary.as_ref()), ("bare", Some(&report.bare))];
     let routes = routes.map(|(route, both)| Some((route, both?)));
     let sending = routes.iter().flatten().map(|(route, both)| (format!("{route}, sending"), both.to_peer));
     let receiving = routes.iter().flatten().map(|(route, both)| (format!("{route}, receiving"), both.from_peer));
@@ -139,8 +139,8 @@ fn render(report: &Report) -> String {
 }
 
 /// What two rows differ by.
-const CIPHERS: &str = "express: the tunnel as it is used, under AES-256-GCM; ordinary: the same under WireGuard's own \
-    ChaCha20-Poly1305";
+const CIPHERS: &str =
+    "aes: the tunnel as it is used, under AES-256-GCM; chacha: the same under WireGuard's own ChaCha20-Poly1305";
 
 fn row(what: &str, flow: [String; 2], latency: Option<Latency>, cpus: Option<[Cpu; 2]>) -> Vec<Cell> {
     let [median, p99] = latency.map_or(["-", "-"].map(str::to_owned), |latency| {
@@ -219,7 +219,7 @@ bare path to compare with
         let report = report();
         let page = render(&Report { ordinary: Some(report.tunnel), ..report });
         let rows: Vec<_> = page.lines().filter_map(|line| line.split_once(", ")).map(|(route, _)| route).collect();
-        assert_eq!(rows[3..9], ["express", "ordinary", "bare", "express", "ordinary", "bare"], "{page}");
+        assert_eq!(rows[3..9], ["aes", "chacha", "bare", "aes", "chacha", "bare"], "{page}");
         assert!(page.contains("AES-256-GCM") && page.lines().all(|line| line.chars().count() <= page::WIDTH), "{page}");
     }
 
