@@ -25,10 +25,10 @@ const CASES: [(&str, usize, u64); 10] = [
     ("lookup", LOOKUPS, 645),
     ("seal", SEGMENTS, 1065),
     ("seal-small", SEGMENTS, 840),
-    ("open", SEGMENTS, 640),
-    ("express-seal", SEGMENTS, 1065),
-    ("express-seal-small", SEGMENTS, 840),
-    ("express-open", SEGMENTS, 640),
+    ("open", SEGMENTS, 728),
+    ("express-seal", SEGMENTS, 1055),
+    ("express-seal-small", SEGMENTS, 1045),
+    ("express-open", SEGMENTS, 495),
 ];
 const LOOKUPS: usize = 1024;
 
