@@ -7,7 +7,7 @@
 //! | Asking | a tick, no answer yet | Ask again, ever later; after the last one **Refused** (unanswered) |
 //! | Asking | Agree to what was asked | keys; **Proving** |
 //! | Asking | Decline | **Refused** |
-//! | any | Ask, this host is the answerer and able | keys; Agree; **Proving**. The same Ask again: the same Agree, while **Proving** |
+//! | any | Ask, this host is the answerer and able | keys; Agree; **Proving**. The same Ask again: the same Agree, while **Proving**. An earlier one: nothing |
 //! | any | Ask, otherwise | Decline |
 //! | Proving | each tick, and at once | an empty message under the keys; after 40 of them **Refused** (unanswered) |
 //! | any | an empty message opens | Opened |
@@ -345,8 +345,8 @@ impl Agreement {
                 let (index, contribution) = (answered.index, answered.contribution.clone());
                 return Some(Message::Agree { asked: theirs, index, contribution });
             }
-            // Once and no more: two sets of keys under one index could be taken for each other.
-            _ if self.answered == Some(theirs) => return None,
+            // Two sets of keys under one index could be taken for each other.
+            _ if self.is_late(theirs) => return None,
             _ => {}
         }
         let (expires, contribution) = (self.expires?, self.spare.take()?);
@@ -361,6 +361,11 @@ impl Agreement {
         let before = Answered { asked_with: their_contribution, index, contribution };
         self.fall_back(State::Proving { sealer, proofs: 0, answered: Some(before) });
         Some(answer)
+    }
+
+    /// Whether this Ask is the one that was answered last or one before it: the number in an index grows.
+    fn is_late(&self, theirs: u32) -> bool {
+        self.answered.is_some_and(|last| last >> 8 == theirs >> 8 && (last as u8).wrapping_sub(theirs as u8) < 128)
     }
 
     fn agreed(&mut self, mine: u32, theirs: u32, contribution: &Contribution) {

@@ -364,6 +364,25 @@ fn the_same_ask_gets_the_same_answer() {
 }
 
 #[test]
+fn a_late_ask_makes_no_keys() {
+    let mut pair = Pair::new();
+    pair.tick(ASKER, BUSY);
+    let ask = pair.way[ANSWERER][0].clone();
+    pair.run(SECOND);
+    let late = [ask, Item::Said(1, vec![1, 5, 0, 0, 1, 0, 0x10, 0x80])];
+    pair.shake_hands();
+    pair.tick(ASKER, BUSY);
+    let next = pair.way[ANSWERER].pop_front().unwrap();
+    pair.take(ANSWERER, &next);
+    pair.lose();
+    // What was said of the former keys is not believed of others under the same index.
+    late.iter().for_each(|item| drop(pair.take(ANSWERER, item)));
+    assert_eq!((pair.arrives(), pair.said(ANSWERER, AGREE)), ([None; 2], 2));
+    pair.run(10 * SECOND);
+    assert_eq!((pair.standings(), pair.arrives()), ([Standing::On; 2], [Some(true); 2]));
+}
+
+#[test]
 fn an_empty_message_may_overtake_what_it_is_agreed_by() {
     let mut pair = Pair::new();
     pair.tick(ASKER, BUSY);
