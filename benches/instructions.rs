@@ -25,7 +25,7 @@ const CASES: [(&str, usize, u64); 10] = [
     ("lookup", LOOKUPS, 645),
     ("seal", SEGMENTS, 1065),
     ("seal-small", SEGMENTS, 840),
-    ("open", SEGMENTS, 728),
+    ("open", SEGMENTS, 670),
     ("express-seal", SEGMENTS, 1055),
     ("express-seal-small", SEGMENTS, 1045),
     ("express-open", SEGMENTS, 495),

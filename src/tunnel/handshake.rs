@@ -218,7 +218,8 @@ impl Session {
             }
             _ => return Err(None),
         };
-        self.authenticated(datagram.len(), path, now);
+        self.move_to(path);
+        self.authenticated(datagram.len(), now);
         if sent.kind == message::HANDSHAKE_RESPONSE {
             self.responded = sent.sender;
         } else {

@@ -338,21 +338,15 @@ impl Session {
         Ok(())
     }
 
-    /// Opens one data message into `inbox`, without keeping the packet yet.
-    pub(super) fn open(
-        &mut self,
-        datagram: &[u8],
-        path: Path,
-        inbox: &mut Inbox,
-        now: Instant,
-        wall: SystemTime,
-    ) -> Opened {
+    /// Opens one data message into `inbox`, without keeping the packet yet. Unless it is refused the peer is where it came
+    /// from: [`Session::move_to`], which is for the caller, once for messages that come together.
+    pub(super) fn open(&mut self, datagram: &[u8], inbox: &mut Inbox, now: Instant, wall: SystemTime) -> Opened {
         let opened = Opened::of(&self.tunn.decapsulate(None, datagram, inbox.spare()));
         if matches!(opened, Opened::Refused) {
-            return self.open_other(datagram, path, inbox, now, wall);
+            return self.open_other(datagram, inbox, now, wall);
         }
         self.aside = false;
-        self.authenticated(datagram.len(), path, now);
+        self.authenticated(datagram.len(), now);
         // A first packet under a new session confirms the response (whitepaper, section 5.4.6).
         if self.responded.is_some() && self.responded == message::receiver(datagram) {
             self.established(false, now, wall);
@@ -430,8 +424,7 @@ impl Session {
         }
     }
 
-    pub(super) fn authenticated(&mut self, len: usize, path: Path, now: Instant) {
-        self.move_to(path);
+    pub(super) fn authenticated(&mut self, len: usize, now: Instant) {
         self.rx_bytes += len as u64;
         self.last_traversal = now;
         self.heard = Some(now);

@@ -161,14 +161,7 @@ impl Session {
 
     /// Opens a data message that the session does not.
     #[cold]
-    pub(super) fn open_other(
-        &mut self,
-        datagram: &[u8],
-        path: Path,
-        inbox: &mut Inbox,
-        now: Instant,
-        wall: SystemTime,
-    ) -> Opened {
+    pub(super) fn open_other(&mut self, datagram: &[u8], inbox: &mut Inbox, now: Instant, wall: SystemTime) -> Opened {
         for at in 0..self.others.len() {
             let other = &mut self.others[at];
             let opened = Opened::of(&other.tunn.decapsulate(None, datagram, inbox.spare()));
@@ -178,7 +171,7 @@ impl Session {
             if let Role::Former(heard) = &mut other.role {
                 *heard = now;
             }
-            self.authenticated(datagram.len(), path, now);
+            self.authenticated(datagram.len(), now);
             self.aside = !self.take_turn(at, false, now, wall);
             self.hint |= self.aside;
             return opened;
@@ -206,7 +199,8 @@ impl Session {
             };
             if let TunnResult::WriteToNetwork(answer) = tunn.decapsulate(None, datagram, out.spare()) {
                 let sent = Sent::of(answer);
-                self.authenticated(datagram.len(), path, now);
+                self.move_to(path);
+                self.authenticated(datagram.len(), now);
                 self.put(&sent, path, out, now);
                 taken = true;
                 if sent.kind == message::DATA {
