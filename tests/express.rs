@@ -260,7 +260,9 @@ fn beside(other: Other) {
         let back = Ping::start(&lab.vps, "10.88.0.100", "-c 100 -i 0.02 -W 2");
         transfer(&stock, &lab.vps, "10.88.0.1", 5);
         transfer(&lab.vps, &stock, "10.88.0.100", 5);
-        assert_eq!((ping.finish().lost(), back.finish().lost()), (0, 0));
+        // Beside streams that fill every queue there is.
+        let lost = [ping, back].map(|ping| ping.finish().lost());
+        assert!(lost.iter().all(|lost| *lost <= 5), "{lost:?} of 100");
         express.join().expect("home's traffic");
     });
     assert_eq!(ciphers(&lab), [EXPRESS; 2]);
