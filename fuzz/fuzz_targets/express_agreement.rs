@@ -112,7 +112,9 @@ impl Pair {
                     self.put(at, out);
                 }
             }
-            Item::Sealed(message) => drop(self.open(at, message)),
+            Item::Sealed(message) => {
+                self.open(at, message);
+            }
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Express {
     timers: Timers,
     /// Data that left and came under WireGuard's own session since the last tick.
     pub(super) data: Ways,
+    /// Anything but a handshake left under it since then.
+    pub(super) answered: bool,
     /// Bytes that had at the last tick.
     ticked: Ticked,
     /// Their sum as the session of WireGuard began.
@@ -52,7 +54,7 @@ pub(super) struct Express {
 impl Express {
     pub(super) fn new(agreement: Agreement, lanes: Arc<Lanes>) -> Self {
         let (timers, data, ticked) = (Timers::default(), Ways::default(), Ticked::default());
-        Self { agreement, lanes, timers, data, ticked, begun_at: 0, wants_handshake: false }
+        Self { agreement, lanes, timers, data, answered: false, ticked, begun_at: 0, wants_handshake: false }
     }
 }
 
@@ -225,7 +227,8 @@ impl Session {
         let ticked = Ticked { own: self.own_counters(), express: self.express.lanes.counts() };
         let before = std::mem::replace(&mut self.express.ticked, ticked);
         let data = std::mem::take(&mut self.express.data);
-        let own = Ways { sent: ticked.own.1 != before.own.1, received: ticked.own.0 != before.own.0 };
+        // An initiation answers nothing: it is sent again and again where none arrives.
+        let own = Ways { sent: std::mem::take(&mut self.express.answered), received: ticked.own.0 != before.own.0 };
         let under_keys = ticked.express.since(before.express);
         if under_keys != Counts::default() {
             self.moved_beside(under_keys.rx_packets > 0, now);

@@ -413,6 +413,7 @@ impl Session {
     pub(super) fn put(&mut self, sent: &Sent, path: Path, out: &mut Outbox, now: Instant) {
         self.last_traversal = now;
         self.tx_bytes += sent.len as u64;
+        self.express.answered |= sent.kind == message::DATA;
         out.commit(sent.len, self.index, path, sent.traffic_class);
     }
 
