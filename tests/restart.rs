@@ -64,7 +64,7 @@ fn stream(from: &Namespace, to: &Namespace, address: &str) -> std::thread::JoinH
     std::thread::spawn(move || {
         let (mut receiver, _) = listener.accept().expect("accept");
         receiver.set_read_timeout(Some(secs(60))).expect("timeout");
-        let (mut buffer, mut heard, mut longest) = ([0; 1 << 16], Instant::now(), Duration::ZERO);
+        let (mut buffer, mut heard, mut longest) = (vec![0; 1 << 16], Instant::now(), Duration::ZERO);
         while receiver.read(&mut buffer).expect("the stream stalled") > 0 {
             longest = longest.max(heard.elapsed());
             heard = Instant::now();
@@ -133,13 +133,12 @@ fn a_peer_that_has_roamed_is_called_where_it_is_now() {
     // Nothing leaves home on its own: no keepalive, no packet.
     lab.home.replace("peers/vps.toml", "persistent_keepalive = 25", "");
     lab.home.meshd(&["reload"]);
-    let ends: [(&str, fn(&Host)); 3] = [
-        ("kill -9", |vps| vps.end(Signal::SIGKILL)),
-        ("systemctl stop", |vps| vps.end(Signal::SIGTERM)),
-        ("meshd down", Host::down),
-    ];
-    for (what, end) in ends {
-        end(&lab.vps);
+    for what in ["kill -9", "systemctl stop", "meshd down"] {
+        match what {
+            "kill -9" => lab.vps.end(Signal::SIGKILL),
+            "systemctl stop" => lab.vps.end(Signal::SIGTERM),
+            _ => lab.vps.down(),
+        }
         lab.vps.up();
         let begun = Instant::now();
         assert!(lab.proxy.ping(NEXTCLOUD), "{what}: the VPS knows where home is");

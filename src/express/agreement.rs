@@ -385,5 +385,6 @@ impl Agreement {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(not(feature = "loom"))]
+#[cfg(test)]
 mod tests;

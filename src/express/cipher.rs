@@ -177,5 +177,6 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(not(feature = "loom"))]
+#[cfg(test)]
 mod tests;

@@ -50,7 +50,8 @@ mod loom_tests {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(not(feature = "loom"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -78,7 +78,8 @@ fn next(word: u64, counter: u64) -> Option<u64> {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(not(feature = "loom"))]
+#[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 

@@ -168,21 +168,17 @@ impl Pair {
             return false;
         };
         let opener = opener.as_ref().unwrap();
-        match opener.open(message, &mut vec![0; message.len()], self.now) {
-            Ok(len) => {
-                (side.received, side.opened) = (true, side.opened + 1);
-                if len == 0 {
-                    self.put(at, (Some(Message::Opened { index }), None));
-                }
-                true
+        let Ok(len) = opener.open(message, &mut vec![0; message.len()], self.now) else {
+            if opener.is_doubtful() {
+                side.lanes.note_stray(index);
             }
-            Err(_) => {
-                if opener.is_doubtful() {
-                    side.lanes.note_stray(index);
-                }
-                false
-            }
+            return false;
+        };
+        (side.received, side.opened) = (true, side.opened + 1);
+        if len == 0 {
+            self.put(at, (Some(Message::Opened { index }), None));
         }
+        true
     }
 
     /// Delivers all that is under way and what follows from it.
@@ -351,7 +347,9 @@ fn the_same_ask_gets_the_same_answer() {
         })
         .collect();
     assert!(answers.iter().all(|answer| *answer == answers[0]));
-    answers.iter().for_each(|answer| assert!(pair.take(ASKER, answer)));
+    for answer in &answers {
+        assert!(pair.take(ASKER, answer));
+    }
     pair.run(SECOND);
     assert_eq!((pair.standings(), pair.arrives()), ([Standing::On; 2], [Some(true); 2]));
     // And when all is agreed, none.

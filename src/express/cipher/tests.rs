@@ -59,12 +59,12 @@ fn threads_that_share_both_ends_seal_no_counter_twice_and_open_no_message_twice(
         let order = messages.iter().cycle().skip(thread * EACH).take(messages.len());
         order.filter_map(|message| open(&opener, message, now).ok()).collect()
     };
-    let opened: Vec<_> = std::thread::scope(|scope| {
+    let packets: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || open_all(thread))).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(opened.len(), messages.len());
-    assert_eq!(opened.iter().collect::<HashSet<_>>().len(), messages.len());
+    assert_eq!(packets.len(), messages.len());
+    assert_eq!(packets.iter().collect::<HashSet<_>>().len(), messages.len());
 }
 
 #[test]
