@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use meshd::express::{Ability, Agreement, Contribution, LONGEST, Lanes, Message, OVERHEAD, Proof, Reason, Sealer, Standing};
+use meshd::express::{Ability, Agreement, Contribution, LONGEST, Lanes, Message, OVERHEAD, Proof, REJECT_AFTER_TIME, Reason, Sealer, Standing};
 use meshd::key::{PrivateKey, PublicKey};
 
 /// What is under way.
@@ -219,7 +219,8 @@ fn honest(bytes: &[u8]) {
     }
     pair.supply();
     pair.way = [Vec::new(), Vec::new()];
-    pair.now += Duration::from_secs(2);
+    // Until no Ask before counts, however many there were.
+    pair.now += REJECT_AFTER_TIME;
     pair.shake_hands();
     let all_on = |pair: &Pair| pair.sides.iter().all(|side| side.agreement.snapshot().standing == Standing::On);
     (0..80).find(|_| {

@@ -16,6 +16,9 @@ pub fn step(config: &Config, peer: &Peer, standing: Standing) -> Step {
     let (place, remedy) = why(config, peer, standing);
     let place = place.map(|place| format!(", by {place}")).unwrap_or_default();
     let saw = format!("data goes under ChaCha20-Poly1305: {standing}{place}");
+    if matches!(standing, Standing::Idle | Standing::Asking | Standing::Proving) {
+        return Step::ok(STEP, own, saw);
+    }
     Step { remedy, ..Step::skipped(STEP, own, saw) }
 }
 
@@ -68,8 +71,8 @@ mod tests {
         off_for_vps.peers[0].express = false;
         for (config, standing, state, saw, helps) in [
             (&config, Standing::On, State::Ok, "data goes under AES-256-GCM", ""),
-            (&config, Standing::Idle, State::Skipped, "little has flowed since the last handshake", ""),
-            (&config, Standing::Proving, State::Skipped, "being agreed on", ""),
+            (&config, Standing::Idle, State::Ok, "little has flowed since the last handshake", ""),
+            (&config, Standing::Proving, State::Ok, "being agreed on", ""),
             (&config, Standing::Unanswered, State::Skipped, "without an answer", "an older meshd"),
             (&off_here, Standing::Here(Reason::Off), State::Skipped, "switched off here, by express in meshd.toml", ""),
             (

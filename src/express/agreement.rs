@@ -61,8 +61,8 @@ pub struct Agreement {
     expires: Option<Instant>,
     /// For the next message that needs one, so that no random numbers are asked for where packets wait.
     spare: Option<Contribution>,
-    /// Under which index the peer asked when it was answered last.
-    answered: Option<u32>,
+    /// Under which index the peer asked when it was answered last, and when.
+    answered: Option<(u32, Instant)>,
     /// How often keys came into use.
     sessions: u64,
     stopped: Option<Instant>,
@@ -252,7 +252,7 @@ impl Agreement {
     /// When it is malformed.
     pub fn take(&mut self, body: &[u8], now: Instant) -> Result<(Option<Message>, Option<Proof>), Unreadable> {
         Ok(match Message::parse(body) {
-            Ok(Message::Ask { index, contribution }) => (self.answer(index, contribution), self.prove()),
+            Ok(Message::Ask { index, contribution }) => (self.answer(index, contribution, now), self.prove()),
             Ok(Message::Agree { asked, index, contribution }) => {
                 self.agreed(asked, index, &contribution);
                 (None, self.prove())
@@ -330,7 +330,7 @@ impl Agreement {
         Some(Message::Ask { index: *index, contribution: contribution.clone() })
     }
 
-    fn answer(&mut self, theirs: u32, their_contribution: Contribution) -> Option<Message> {
+    fn answer(&mut self, theirs: u32, their_contribution: Contribution, now: Instant) -> Option<Message> {
         if let Ability::Unable(reason) = self.ability {
             return Some(Message::Decline { asked: theirs, reason });
         }
@@ -346,11 +346,11 @@ impl Agreement {
                 return Some(Message::Agree { asked: theirs, index, contribution });
             }
             // Two sets of keys under one index could be taken for each other.
-            _ if self.is_late(theirs) => return None,
+            _ if self.is_late(theirs, now) => return None,
             _ => {}
         }
         let (expires, contribution) = (self.expires?, self.spare.take()?);
-        self.answered = Some(theirs);
+        self.answered = Some((theirs, now));
         let index = self.next_index();
         let asker = Party { key: &self.peer, index: theirs, contribution: &their_contribution };
         let answerer = Party { key: &self.own, index, contribution: &contribution };
@@ -363,9 +363,11 @@ impl Agreement {
         Some(answer)
     }
 
-    /// Whether this Ask is the one that was answered last or one before it: the number in an index grows.
-    fn is_late(&self, theirs: u32) -> bool {
-        self.answered.is_some_and(|last| last >> 8 == theirs >> 8 && (last as u8).wrapping_sub(theirs as u8) < 128)
+    /// Whether this Ask is the one that was answered last or one before it: the number in an index grows. After 180 s no
+    /// session opens such a one any more, and the number may have come round.
+    fn is_late(&self, theirs: u32, now: Instant) -> bool {
+        let answered = self.answered.filter(|(_, at)| now.saturating_duration_since(*at) < REJECT_AFTER_TIME);
+        answered.is_some_and(|(last, _)| last >> 8 == theirs >> 8 && (last as u8).wrapping_sub(theirs as u8) < 128)
     }
 
     fn agreed(&mut self, mine: u32, theirs: u32, contribution: &Contribution) {

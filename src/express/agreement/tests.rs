@@ -362,6 +362,22 @@ fn the_same_ask_gets_the_same_answer() {
 }
 
 #[test]
+fn however_many_asks_were_lost_the_next_one_is_not_late() {
+    let mut pair = Pair::new();
+    pair.run(SECOND);
+    assert_eq!(pair.standings(), [Standing::On; 2]);
+    for _ in 0..200 {
+        pair.now += SECOND;
+        pair.shake_hands();
+        pair.tick(ASKER, BUSY);
+        pair.lose();
+    }
+    pair.shake_hands();
+    pair.run(SECOND);
+    assert_eq!((pair.standings(), pair.arrives()), ([Standing::On; 2], [Some(true); 2]));
+}
+
+#[test]
 fn a_late_ask_makes_no_keys() {
     let mut pair = Pair::new();
     pair.tick(ASKER, BUSY);
