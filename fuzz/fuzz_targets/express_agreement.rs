@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use meshd::express::{Ability, Agreement, Contribution, LONGEST, Lanes, Message, OVERHEAD, Proof, REJECT_AFTER_TIME, Reason, Sealer, Standing};
+use meshd::express::{
+    Ability, Agreement, Contribution, LONGEST, Lanes, Message, OVERHEAD, Proof, REJECT_AFTER_TIME, Reason, Sealer,
+    Standing,
+};
 use meshd::key::{PrivateKey, PublicKey};
 
 /// What is under way.
@@ -33,6 +36,8 @@ struct Pair {
     sides: [Side; 2],
     now: Instant,
     handshake: (Instant, u32),
+    /// When each handshake was.
+    begun: Vec<Instant>,
     /// To each side.
     way: [Vec<Item>; 2],
     said: usize,
@@ -50,7 +55,8 @@ impl Pair {
         };
         let now = Instant::now();
         let way = [Vec::new(), Vec::new()];
-        let mut pair = Self { sides: [side(0), side(1)], now, handshake: (now, 0), way, said: 0, random: 0 };
+        let mut pair =
+            Self { sides: [side(0), side(1)], now, handshake: (now, 0), begun: vec![now], way, said: 0, random: 0 };
         pair.supply();
         pair.shake_hands();
         pair
@@ -69,6 +75,7 @@ impl Pair {
 
     fn shake_hands(&mut self) {
         self.handshake = (self.now, self.handshake.1 + 1);
+        self.begun.push(self.now);
         (0..2).for_each(|at| self.establish(at));
     }
 
@@ -104,6 +111,8 @@ impl Pair {
 
     fn take(&mut self, at: usize, item: &Item) {
         match item {
+            // Nobody opens what was sealed under a session of WireGuard that has expired.
+            Item::Said(session, _) if self.now - self.begun[*session as usize] >= REJECT_AFTER_TIME => {}
             Item::Said(session, body) => {
                 if *session == self.handshake.1 {
                     self.establish(at);
@@ -173,6 +182,7 @@ impl Pair {
             2 => self.now += Duration::from_millis(u64::from(argument) * 200),
             3 => {
                 self.handshake = (self.now, self.handshake.1 + 1);
+                self.begun.push(self.now);
                 self.establish(at);
             }
             4 => self.establish(at),
@@ -241,7 +251,8 @@ fn hostile(bytes: &[u8]) {
             op => {
                 let (body, more) = rest.split_at(rest.len().min(usize::from(argument % 80)));
                 rest = more;
-                let item = if op & 1 == 0 { Item::Said(pair.handshake.1, body.to_vec()) } else { Item::Sealed(body.to_vec()) };
+                let item =
+                    if op & 1 == 0 { Item::Said(pair.handshake.1, body.to_vec()) } else { Item::Sealed(body.to_vec()) };
                 pair.take(at, &item);
             }
         }
