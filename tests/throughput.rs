@@ -2,6 +2,7 @@
 
 mod lab;
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -9,31 +10,9 @@ use serde_json::Value;
 #[test]
 fn one_stream_is_at_least_twice_gotatun() {
     let folder = tempfile::tempdir().expect("a folder");
-    let output = bench()
-        .args([
-            "--json",
-            "--seconds",
-            "2",
-            "--rounds",
-            "3",
-            "--rows",
-            "tcp,tcp-reverse",
-            "gotatun",
-            "meshd",
-            "--output",
-        ])
-        .arg(folder.path())
-        .env("MESHD_RELEASE_BIN", lab::release_binary())
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("scripts/bench");
-    assert!(output.status.success(), "scripts/bench: {}", output.status);
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    println!("{report:#}");
+    let report = one_stream_beside("gotatun", folder.path());
     for id in ["tcp", "tcp-reverse"] {
-        let row = report["rows"].as_array().expect("rows").iter().find(|row| row["id"] == id).expect("the row");
-        let [gotatun, meshd] =
-            ["gotatun", "meshd"].map(|program| row["results"][program]["median"].as_f64().expect("Gbit/s"));
+        let [gotatun, meshd] = ["gotatun", "meshd"].map(|program| median(&report, id, program));
         assert!(meshd >= 2.0 * gotatun, "{id}: meshd {meshd}, gotatun {gotatun} Gbit/s");
     }
     for file in ["bench.json", "bench.md", "throughput.svg", "throughput.png", "cost.svg", "cost.png"] {
@@ -44,31 +23,8 @@ fn one_stream_is_at_least_twice_gotatun() {
 #[test]
 fn express_sessions_are_faster_and_cheaper() {
     let folder = tempfile::tempdir().expect("a folder");
-    let output = bench()
-        .args([
-            "--json",
-            "--seconds",
-            "2",
-            "--rounds",
-            "3",
-            "--rows",
-            "tcp,tcp-reverse",
-            "ordinary",
-            "meshd",
-            "--output",
-        ])
-        .arg(folder.path())
-        .env("MESHD_RELEASE_BIN", lab::release_binary())
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("scripts/bench");
-    assert!(output.status.success(), "scripts/bench: {}", output.status);
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    println!("{report:#}");
-    let median = |id: &str, program: &str| {
-        let row = report["rows"].as_array().expect("rows").iter().find(|row| row["id"] == id).expect("the row");
-        row["results"][program]["median"].as_f64().expect("a number")
-    };
+    let report = one_stream_beside("ordinary", folder.path());
+    let median = |id: &str, program: &str| median(&report, id, program);
     // docs/performance.md has what they are on a quiet machine; here others may be at work.
     for id in ["tcp", "tcp-reverse"] {
         let faster = median(id, "meshd") / median(id, "ordinary");
@@ -79,6 +35,26 @@ fn express_sessions_are_faster_and_cheaper() {
             assert!(dearer <= 0.85, "{id}: {dearer} of the processor time");
         }
     }
+}
+
+/// What `scripts/bench` says of one TCP stream each way, with meshd and another program by turns.
+fn one_stream_beside(program: &str, folder: &Path) -> Value {
+    let output = bench()
+        .args(["--json", "--seconds", "2", "--rounds", "3", "--rows", "tcp,tcp-reverse", program, "meshd", "--output"])
+        .arg(folder)
+        .env("MESHD_RELEASE_BIN", lab::release_binary())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("scripts/bench");
+    assert!(output.status.success(), "scripts/bench: {}", output.status);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    println!("{report:#}");
+    report
+}
+
+fn median(report: &Value, id: &str, program: &str) -> f64 {
+    let row = report["rows"].as_array().expect("rows").iter().find(|row| row["id"] == id).expect("the row");
+    row["results"][program]["median"].as_f64().expect("a number")
 }
 
 #[test]

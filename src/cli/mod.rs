@@ -1,7 +1,7 @@
 //! The command line: one file a command; prints, never decides.
 
-// clap hands each command its arguments for good, and what is printed is a few lines.
-#![allow(clippy::needless_pass_by_value, clippy::format_push_string, clippy::format_collect)]
+#![allow(clippy::needless_pass_by_value, reason = "clap hands each command its arguments for good")]
+#![allow(clippy::format_push_string, clippy::format_collect, reason = "what is printed is a few lines")]
 
 mod ask;
 mod bench;

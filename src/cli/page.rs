@@ -68,7 +68,7 @@ pub fn bytes(count: u64) -> String {
     if count < 1024 {
         return format!("{count} B");
     }
-    #[allow(clippy::cast_precision_loss)] // Three digits are shown.
+    #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
     let mut value = count as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {

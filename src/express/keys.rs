@@ -4,7 +4,7 @@ use std::io;
 
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::wiped::Wiped;
 use crate::key::{PublicKey, random_bytes};
@@ -77,10 +77,8 @@ pub(super) fn derive_bytes(asker: &Party<'_>, answerer: &Party<'_>) -> Zeroizing
 }
 
 pub(super) fn derive(asker: &Party<'_>, answerer: &Party<'_>) -> Keys {
-    let mut bytes = derive_bytes(asker, answerer);
-    let keys = Keys { to_answerer: cipher(&bytes[..KEY]), to_asker: cipher(&bytes[KEY..]) };
-    bytes.zeroize();
-    keys
+    let bytes = derive_bytes(asker, answerer);
+    Keys { to_answerer: cipher(&bytes[..KEY]), to_asker: cipher(&bytes[KEY..]) }
 }
 
 /// A key of 32 bytes, expanded.

@@ -21,19 +21,6 @@ use crate::packet::segment::PADDING;
 /// most of the time does not send.
 const WORTH: u64 = 1 << 14;
 
-/// Byte counters at the last tick.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Ticked {
-    own: (u64, u64),
-    express: Counts,
-}
-
-impl Ticked {
-    fn own(&self) -> u64 {
-        self.own.0 + self.own.1
-    }
-}
-
 /// What a session keeps of its peer's express sessions.
 pub(super) struct Express {
     pub(super) agreement: Agreement,
@@ -43,9 +30,11 @@ pub(super) struct Express {
     pub(super) data: Ways,
     /// Anything but a handshake left under it since then.
     pub(super) answered: bool,
-    /// Bytes that had at the last tick.
-    ticked: Ticked,
-    /// Their sum as the session of WireGuard began.
+    /// Bytes received and sent under it until the last tick.
+    own: (u64, u64),
+    /// What went under express keys until then.
+    counts: Counts,
+    /// The sum of `own` as the session of WireGuard began.
     begun_at: u64,
     /// The peer is to be asked for a handshake, so that it may begin an agreement.
     wants_handshake: bool,
@@ -53,8 +42,17 @@ pub(super) struct Express {
 
 impl Express {
     pub(super) fn new(agreement: Agreement, lanes: Arc<Lanes>) -> Self {
-        let (timers, data, ticked) = (Timers::default(), Ways::default(), Ticked::default());
-        Self { agreement, lanes, timers, data, answered: false, ticked, begun_at: 0, wants_handshake: false }
+        Self {
+            agreement,
+            lanes,
+            timers: Timers::default(),
+            data: Ways::default(),
+            answered: false,
+            own: (0, 0),
+            counts: Counts::default(),
+            begun_at: 0,
+            wants_handshake: false,
+        }
     }
 }
 
@@ -168,7 +166,8 @@ impl Session {
         self.express.timers.established(initiator);
         self.express.data = Ways::default();
         self.express.wants_handshake = false;
-        self.express.begun_at = Ticked { own: self.own_counters(), ..Ticked::default() }.own();
+        let (received, sent) = self.own_counters();
+        self.express.begun_at = received + sent;
     }
 
     /// Seals a packet of this agent's own under express keys. False when there are none.
@@ -207,7 +206,8 @@ impl Session {
         if due == Some(Due::Fallback) {
             self.express.agreement.unheard();
         }
-        let worth = self.express.timers.flowed() && self.express.ticked.own() - self.express.begun_at >= WORTH;
+        let (received, sent) = self.express.own;
+        let worth = self.express.timers.flowed() && received + sent - self.express.begun_at >= WORTH;
         let (said, proof) = self.express.agreement.tick((worth, self.agent), moved.opened, now);
         self.say_of_express(said, proof, out, now);
         let Some(path) = self.path().filter(|_| out.fits(0)) else { return };
@@ -224,12 +224,12 @@ impl Session {
     }
 
     fn moved(&mut self, now: Instant) -> Moved {
-        let ticked = Ticked { own: self.own_counters(), express: self.express.lanes.counts() };
-        let before = std::mem::replace(&mut self.express.ticked, ticked);
+        let (own, counts) = (self.own_counters(), self.express.lanes.counts());
+        let own_before = std::mem::replace(&mut self.express.own, own);
+        let under_keys = counts.since(std::mem::replace(&mut self.express.counts, counts));
         let data = std::mem::take(&mut self.express.data);
         // An initiation answers nothing: it is sent again and again where none arrives.
-        let own = Ways { sent: std::mem::take(&mut self.express.answered), received: ticked.own.0 != before.own.0 };
-        let under_keys = ticked.express.since(before.express);
+        let own = Ways { sent: std::mem::take(&mut self.express.answered), received: own.0 != own_before.0 };
         if under_keys != Counts::default() {
             self.moved_beside(under_keys.rx_packets > 0, now);
         }
