@@ -127,7 +127,8 @@ impl Running {
     /// Whether it was killed and has yet to let go of what it holds: all its threads have to end first.
     pub fn is_dying(&self) -> bool {
         let Some(pid) = self.pid else { return false };
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        // When the process is gone altogether, a child that it had just forked has the lock until it executes its program.
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
         let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
         let killed =
             |key| value(key).and_then(|hex| u64::from_str_radix(hex, 16).ok()).is_some_and(|set| set & KILL != 0);
@@ -136,8 +137,13 @@ impl Running {
 
     /// Waits until the process has ended. False when it has not within `limit`.
     pub fn wait(&self, limit: Duration) -> bool {
-        let Some(process) = &self.process else { return !is_held(&self.pid_file) };
         let deadline = Instant::now() + limit;
+        let Some(process) = &self.process else {
+            while is_held(&self.pid_file) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return !is_held(&self.pid_file);
+        };
         loop {
             // One more than the whole milliseconds, so that the last wait is not cut into many of zero.
             let left = deadline.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
@@ -250,5 +256,20 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(running.wait(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_process_is_awaited() {
+        let dir = tempfile::tempdir().unwrap();
+        let held_by_a_child = lock(dir.path()).unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        std::fs::write(dir.path().join(PID_FILE), format!("{}\n", dead.id())).unwrap();
+        let agent = running(dir.path()).unwrap();
+        assert!(agent.is_dying());
+        assert!(!agent.wait(Duration::from_millis(20)));
+        let waiting = std::thread::spawn(move || agent.wait(Duration::from_secs(10)));
+        drop(held_by_a_child);
+        assert!(waiting.join().unwrap());
     }
 }

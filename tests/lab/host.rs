@@ -173,11 +173,13 @@ impl Host {
         let own = fs::metadata(format!("/run/netns/{}", self.namespace.name())).expect("namespace");
         let inode = std::os::unix::fs::MetadataExt::ino(&own);
         let link = format!("net:[{inode}]");
+        // Of a process that was killed the first thread may be gone, and with it its links, while others still hold files.
+        let here =
+            |thread: fs::DirEntry| fs::read_link(thread.path().join("ns/net")).is_ok_and(|at| at == Path::new(&link));
         fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let here = fs::read_link(entry.path().join("ns/net")).ok()?.to_str() == Some(&link);
             let meshd = fs::read_to_string(entry.path().join("comm")).ok()?.trim() == "meshd";
-            (here && meshd).then_some(Pid::from_raw(pid))
+            (meshd && fs::read_dir(entry.path().join("task")).ok()?.flatten().any(here)).then_some(Pid::from_raw(pid))
         })
     }
 
