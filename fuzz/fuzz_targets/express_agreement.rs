@@ -35,8 +35,7 @@ thread_local! {
 struct Pair {
     sides: [Side; 2],
     now: Instant,
-    handshake: (Instant, u32),
-    /// When each handshake was.
+    /// When each handshake was: the number of a session is that of the handshakes so far.
     begun: Vec<Instant>,
     /// To each side.
     way: [Vec<Item>; 2],
@@ -55,8 +54,7 @@ impl Pair {
         };
         let now = Instant::now();
         let way = [Vec::new(), Vec::new()];
-        let mut pair =
-            Self { sides: [side(0), side(1)], now, handshake: (now, 0), begun: vec![now], way, said: 0, random: 0 };
+        let mut pair = Self { sides: [side(0), side(1)], now, begun: Vec::new(), way, said: 0, random: 0 };
         pair.supply();
         pair.shake_hands();
         pair
@@ -74,17 +72,25 @@ impl Pair {
     }
 
     fn shake_hands(&mut self) {
-        self.handshake = (self.now, self.handshake.1 + 1);
         self.begun.push(self.now);
         (0..2).for_each(|at| self.establish(at));
     }
 
+    fn session(&self) -> u32 {
+        self.begun.len() as u32
+    }
+
+    fn age(&self, session: u32) -> Duration {
+        self.now - self.begun[session as usize - 1]
+    }
+
     fn establish(&mut self, at: usize) {
-        let (own, peer, (since, session)) = (self.sides[at].key, self.sides[1 - at].key, self.handshake);
+        let (own, peer, session) = (self.sides[at].key, self.sides[1 - at].key, self.session());
+        let age = self.age(session);
         let side = &mut self.sides[at];
         if side.session != session {
             side.session = session;
-            side.agreement.established(own, peer, self.now - since, self.now);
+            side.agreement.established(own, peer, age, self.now);
         }
     }
 
@@ -112,9 +118,9 @@ impl Pair {
     fn take(&mut self, at: usize, item: &Item) {
         match item {
             // Nobody opens what was sealed under a session of WireGuard that has expired.
-            Item::Said(session, _) if self.now - self.begun[*session as usize] >= REJECT_AFTER_TIME => {}
+            Item::Said(session, _) if self.age(*session) >= REJECT_AFTER_TIME => {}
             Item::Said(session, body) => {
-                if *session == self.handshake.1 {
+                if *session == self.session() {
                     self.establish(at);
                 }
                 if let Ok(out) = self.sides[at].agreement.take(body, self.now) {
@@ -181,7 +187,6 @@ impl Pair {
             }
             2 => self.now += Duration::from_millis(u64::from(argument) * 200),
             3 => {
-                self.handshake = (self.now, self.handshake.1 + 1);
                 self.begun.push(self.now);
                 self.establish(at);
             }
@@ -252,7 +257,7 @@ fn hostile(bytes: &[u8]) {
                 let (body, more) = rest.split_at(rest.len().min(usize::from(argument % 80)));
                 rest = more;
                 let item =
-                    if op & 1 == 0 { Item::Said(pair.handshake.1, body.to_vec()) } else { Item::Sealed(body.to_vec()) };
+                    if op & 1 == 0 { Item::Said(pair.session(), body.to_vec()) } else { Item::Sealed(body.to_vec()) };
                 pair.take(at, &item);
             }
         }
