@@ -1,16 +1,18 @@
 //! The supervisor: starts the parts in the order that fails closed, and takes them down again.
 //!
 //! 1. The files are read and checked, the run directory is locked, the UDP port is bound: what can be refused is
-//!    refused before anything is touched.
+//!    refused before anything is touched. What the process before this one has left is taken over (`descriptors`).
 //! 2. The guard is armed, before there is an interface.
 //! 3. The interface is created and the kernel reconciled: addresses, routes, rules, nft, sysctls.
 //! 4. The forwarding loop starts, then the control sockets, and whoever waits is told that all is ready.
 //!
-//! `meshd down` undoes all of it. A signal ends the process alone: the interface and the routes through it go, the
-//! guard and the `unreachable` routes stay, so that an egress bridge has no way out until the agent is back.
+//! `meshd down` undoes all of it. A signal ends the process alone: the interface and the routes through it go, unless a service
+//! manager keeps them for the next process; the guard and the `unreachable` routes stay, so that an egress bridge has no way
+//! out until the agent is back.
 
 mod answer;
 mod ciphers;
+mod descriptors;
 mod detach;
 mod direct;
 mod doctor;
@@ -29,6 +31,7 @@ mod path;
 mod rotate;
 mod running;
 mod sessions;
+mod watchdog;
 
 use std::io;
 use std::path::Path;
@@ -43,12 +46,13 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 use crate::control::client::Client;
 use crate::control::{self, Agent as _, LockError, RunLock, api};
-use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
+use crate::dataplane::{self, Dataplane, Offloads, Sockets, Tun, Udp};
 use crate::failure::Failure;
 use crate::host::{self, News, Reconciler, Rivals, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
+use descriptors::{Fit, Inherited};
 use direct::Directs;
 use egress::Exits;
 use endpoints::Endpoints;
@@ -96,11 +100,12 @@ pub fn run(dirs: &Dirs, options: UpOptions) -> Result<(), Failure> {
 }
 
 fn run_here(dirs: &Dirs, ready_on_stdout: bool) -> Result<(), Failure> {
+    start_logging();
+    let inherited = Inherited::take();
     require_privilege("up")?;
     let lock = take_run_dir(&dirs.run).map_err(|error| Failure::new(1, format!("up: {error}")))?;
-    start_logging();
     let runtime = runtime()?;
-    let result = runtime.block_on(supervise(dirs, &lock, ready_on_stdout));
+    let result = runtime.block_on(supervise(dirs, &lock, inherited, ready_on_stdout));
     // A resolver that does not answer must not hold up the end.
     runtime.shutdown_background();
     result
@@ -141,12 +146,12 @@ pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
     })
 }
 
-async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result<(), Failure> {
+async fn supervise(dirs: &Dirs, lock: &RunLock, inherited: Inherited, ready_on_stdout: bool) -> Result<(), Failure> {
     let config = Arc::new(store::load(&dirs.config)?);
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failure::new(1, format!("up: {what}{error}"));
     let listener = control::server::bind(lock).map_err(|error| cannot("", &error))?;
     let mut events = Events::new().map_err(|error| cannot("signals and notifications: ", &error))?;
-    let running = Arc::new(start(dirs, &config, &mut events).await?);
+    let running = Arc::new(start(dirs, &config, inherited, &mut events).await?);
     let ended = || {
         let mut ending = running.ending.subscribe();
         async move {
@@ -184,6 +189,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
         () = running.exchange_news() => {}
         () = running.follow_news() => {}
         () = running.remember_sessions() => {}
+        () = running.feed_watchdog() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
@@ -198,21 +204,26 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, ready_on_stdout: bool) -> Result
 }
 
 /// Builds a running agent; when a step fails, what was done before it is undone, but for the guard.
-async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result<Running, Failure> {
+async fn start(
+    dirs: &Dirs,
+    config: &Arc<Config>,
+    inherited: Inherited,
+    events: &mut Events,
+) -> Result<Running, Failure> {
     let interface = &config.host.interface;
-    refuse_foreign_interface("up", interface)?;
     let (offloads, workers) = (offloads()?, dataplane::workers(config.host.workers));
-    let udp = Udp::bind(config.host.listen_port, workers, offloads).map_err(|error| Failure {
-        code: 1,
-        errors: vec![format!("up: UDP port {}: {error}", config.host.listen_port)],
-        remedy: Some("choose a free listen_port in meshd.toml, or find who has it with: ss -lunp".into()),
-    })?;
     let mut reconciler = Reconciler::new(&dirs.state, interface).map_err(|error| failure("up", &error))?;
+    let Fit { tun, udp } =
+        inherited.sort(&config.host, workers, offloads, &reconciler).await.map_err(|error| failure("up", &error))?;
+    if tun.is_none() {
+        refuse_foreign_interface("up", interface)?;
+    }
+    let udp = udp.map_or_else(|| bind(config.host.listen_port, workers, offloads), Ok)?;
     reconciler.set_listen_port(udp[0].port());
     let rosters = Rosters::load(&dirs.state);
     let sessions = Sessions::load(&dirs.run, config);
     let built = tokio::select! {
-        built = build(&mut reconciler, config, udp, &rosters, &sessions) => built,
+        built = build(&mut reconciler, config, tun, udp, &rosters, &sessions) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
     };
     let (device, dataplane, endpoints, exits, outcome) = match built {
@@ -249,18 +260,28 @@ async fn start(dirs: &Dirs, config: &Arc<Config>, events: &mut Events) -> Result
     })
 }
 
+fn bind(port: u16, workers: usize, offloads: Offloads) -> Result<Sockets, Failure> {
+    let sockets = Udp::bind(port, workers, offloads).map_err(|error| Failure {
+        code: 1,
+        errors: vec![format!("up: UDP port {port}: {error}")],
+        remedy: Some("choose a free listen_port in meshd.toml, or find who has it with: ss -lunp".into()),
+    })?;
+    descriptors::keep_udp(&sockets);
+    Ok(sockets)
+}
+
 type Built = (Arc<Device>, Dataplane, Endpoints, Exits, host::Outcome);
 
 async fn build(
     reconciler: &mut Reconciler,
     config: &Arc<Config>,
-    udp: Vec<Udp>,
+    tun: Option<Tun>,
+    udp: Sockets,
     rosters: &Rosters,
     sessions: &Sessions,
 ) -> Result<Built, Failure> {
     reconciler.arm_guard(config).await.map_err(|error| failure("up", &error))?;
-    let tun = Tun::create(&config.host.interface, udp.len(), udp[0].offloads())
-        .map_err(|error| no_interface(&config.host.interface, &error))?;
+    let tun = tun.map_or_else(|| create(&config.host.interface, &udp), Ok)?;
     let outcome = reconciler.reconcile(config).await.map_err(|error| failure("up", &error))?;
     let now = Instant::now();
     let device = Device::new(config.private_key.clone(), config.host.mtu, now);
@@ -278,9 +299,16 @@ async fn build(
     let settings = Settings { peers, local: exits.local() };
     device.configure(&config.private_key, &settings, now);
     sessions.recall(&device);
-    let dataplane = Dataplane::start(Arc::clone(&device), tun, udp)
+    let dataplane = Dataplane::start(Arc::clone(&device), tun, Arc::new(udp))
         .map_err(|error| Failure::new(1, format!("up: the forwarding threads: {error}")))?;
     Ok((device, dataplane, endpoints, exits, outcome))
+}
+
+fn create(interface: &str, sockets: &[Udp]) -> Result<Tun, Failure> {
+    let tun = Tun::create(interface, sockets.len(), sockets[0].offloads())
+        .map_err(|error| no_interface(interface, &error))?;
+    descriptors::keep_tun(&tun);
+    Ok(tun)
 }
 
 /// Signals, news from the kernel, and what is due from time to time, until the end.
@@ -407,7 +435,7 @@ fn offloads() -> Result<Offloads, Failure> {
     Ok(offloads)
 }
 
-/// A TUN interface lives as long as the process that made it: one that exists is in use, and what stands in the kernel under
+/// A TUN interface lives as long as somebody has it open: one that exists is in use, and what stands in the kernel under
 /// its name is not for us to touch.
 fn refuse_foreign_interface(what: &str, name: &str) -> Result<(), Failure> {
     if nix::net::if_::if_nametoindex(name).is_err() {

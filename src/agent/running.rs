@@ -10,6 +10,7 @@ use nix::fcntl::Flock;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use super::answer::Benches;
+use super::descriptors;
 use super::direct::Directs;
 use super::egress::Exits;
 use super::endpoints::{self, Endpoints};
@@ -21,7 +22,7 @@ use super::rotate::Rotations;
 use super::sessions::Sessions;
 use crate::config::{Config, value};
 use crate::control::{self, api};
-use crate::dataplane::{self, Dataplane, Offloads, Tun, Udp};
+use crate::dataplane::{Dataplane, Offloads};
 use crate::express::Ability;
 use crate::host::{self, News, Reconciler, Rivals};
 use crate::key::{PrivateKey, PublicKey, SigningKey};
@@ -128,7 +129,7 @@ impl Running {
             return;
         }
         if self.dataplane().as_ref().is_none_or(Dataplane::broken) {
-            match self.rebuild(&config) {
+            match self.rebuild(&changing.reconciler, &config.host).await {
                 Ok(()) => tracing::warn!(interface = config.host.interface, "forwarding had ended; begun again"),
                 Err(error) => tracing::error!(%error, "forwarding has ended and cannot begin again; will try"),
             }
@@ -148,18 +149,6 @@ impl Running {
             tracing::warn!("{line}");
         }
         self.warn(warnings, rivals.warnings(now));
-    }
-
-    /// Makes the interface and the forwarding loop anew. Sessions stay, for they are the device's.
-    fn rebuild(&self, config: &Config) -> std::io::Result<()> {
-        let mut slot = self.dataplane();
-        let workers = dataplane::workers(config.host.workers);
-        let port = slot.as_ref().map_or(config.host.listen_port, Dataplane::port);
-        drop(slot.take());
-        let tun = Tun::create(&config.host.interface, workers, self.offloads)?;
-        let udp = Udp::bind(port, workers, self.offloads)?;
-        *slot = Some(Dataplane::start(Arc::clone(&self.device), tun, udp)?);
-        Ok(())
     }
 
     /// Applies a checked configuration: what can fail first, the tunnel last.
@@ -327,10 +316,12 @@ impl control::Agent for Running {
         changing.down = true;
         // The interface goes first and takes its routes along; what is left of the tables says "unreachable" until
         // the guard, last of all, is taken away.
+        let removed = self.remove_interface(&changing.reconciler).await;
         drop(self.dataplane().take());
+        descriptors::forget_all();
         let result = changing.reconciler.teardown(keep_guard).await;
         self.ending.send_replace(true);
-        result.map(drop).map_err(|error| problem(&error))
+        result.map(drop).and(removed).map_err(|error| problem(&error))
     }
 
     async fn agents(&self) -> api::Agents {
@@ -367,7 +358,11 @@ impl control::Agent for Running {
 
     fn set_listen_port(&self, port: u16) -> std::io::Result<()> {
         match &*self.dataplane() {
-            Some(dataplane) if port != dataplane.port() => dataplane.rebind(port),
+            Some(dataplane) if port != dataplane.port() => {
+                dataplane.rebind(port)?;
+                descriptors::keep_udp(&dataplane.sockets());
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -42,7 +42,7 @@ enum Turn {
 pub(super) fn worker(shared: &Shared, n: usize) {
     let mut worker = Worker::new(shared, n);
     let (mut looks, mut patience) = (0, 0);
-    while !shared.stopping() {
+    while shared.goes_on(n) {
         let sockets = shared.udp.load();
         let udp = &sockets[n];
         match (worker.outbound(udp), worker.inbound(udp)) {
@@ -151,7 +151,7 @@ fn nothing(error: &io::Error) -> Turn {
 pub(super) fn handshakes(shared: &Shared) {
     let mut outbox = Outbox::new();
     let mut ticked: Option<Instant> = None;
-    while !shared.stopping() {
+    while shared.goes_on(shared.workers()) {
         let now = Instant::now();
         if ticked.is_none_or(|ticked| now - ticked >= TICK) {
             ticked = Some(now);

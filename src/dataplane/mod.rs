@@ -11,6 +11,7 @@
 //! sealing fifty packets, so it is no worker's business.
 
 mod forward;
+mod inherited;
 mod load;
 mod offloads;
 mod tun;
@@ -19,7 +20,7 @@ mod udp;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
@@ -28,11 +29,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::bench::Run;
 use crate::tunnel::Device;
+pub use inherited::{Unfit, interface_of};
 pub use offloads::Offloads;
 pub use tun::Tun;
 pub use udp::Udp;
 
-/// The running loop. Dropping it ends the threads and removes the interface.
+/// The running loop. Dropping it ends the threads, and removes the interface unless a service manager holds it, too.
 pub struct Dataplane {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -61,17 +63,27 @@ pub fn workers(wanted: Option<u16>) -> usize {
     wanted.map_or((cores / 2).clamp(1, MOST), usize::from)
 }
 
+/// Those of a port, one for each worker.
+pub type Sockets = Vec<Udp>;
+
+/// How often a thread has come round.
+#[derive(Default)]
+#[repr(align(64))]
+struct Turns(AtomicU64);
+
 /// What the threads share.
 struct Shared {
     device: Arc<Device>,
     tun: Tun,
     /// One for each worker, all on one port.
-    udp: ArcSwap<Vec<Udp>>,
+    udp: ArcSwap<Sockets>,
     stopping: AtomicBool,
     /// Whether the timers are to run at once.
     nudged: AtomicBool,
     /// One for each worker, and the last for the handshakes: wakes it when the sockets were changed or the loop is to end.
     wake: Vec<EventFd>,
+    /// Of each, in the same order.
+    turns: Vec<Turns>,
 }
 
 impl Dataplane {
@@ -79,14 +91,15 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the system has no thread or descriptor left.
-    pub fn start(device: Arc<Device>, tun: Tun, udp: Vec<Udp>) -> io::Result<Self> {
+    pub fn start(device: Arc<Device>, tun: Tun, udp: Arc<Sockets>) -> io::Result<Self> {
         let workers = udp.len();
         let eventfd = |_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = (0..=workers).map(eventfd).collect::<Result<_, _>>()?;
-        let udp = ArcSwap::from_pointee(udp);
+        let udp = ArcSwap::new(udp);
         let (stopping, nudged) = (AtomicBool::new(false), AtomicBool::new(false));
+        let turns = (0..=workers).map(|_| Turns::default()).collect();
         let mut dataplane = Self {
-            shared: Arc::new(Shared { device, tun, udp, stopping, nudged, wake }),
+            shared: Arc::new(Shared { device, tun, udp, stopping, nudged, wake, turns }),
             threads: Vec::new(),
             load: None,
         };
@@ -106,6 +119,23 @@ impl Dataplane {
     /// The UDP port in use.
     pub fn port(&self) -> u16 {
         self.shared.udp.load()[0].port()
+    }
+
+    /// The sockets of that port.
+    pub fn sockets(&self) -> Arc<Sockets> {
+        self.shared.udp.load_full()
+    }
+
+    /// The interface's present name; `None` once it was deleted.
+    pub fn interface(&self) -> Option<String> {
+        self.shared.tun.name().ok()
+    }
+
+    /// How often each thread has come round so far. Wakes all, so that those that wait will have come round once more.
+    pub fn roll_call(&self) -> Vec<u64> {
+        let turns = self.shared.turns.iter().map(|turns| turns.0.load(Ordering::Relaxed)).collect();
+        self.shared.wake_all();
+        turns
     }
 
     /// Moves to another UDP port; sessions stay.
@@ -165,6 +195,12 @@ impl Shared {
 
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether a thread is to come round once more.
+    fn goes_on(&self, thread: usize) -> bool {
+        self.turns[thread].0.fetch_add(1, Ordering::Relaxed);
+        !self.stopping()
     }
 
     /// Wakes the thread that answers handshakes.

@@ -1,21 +1,23 @@
 //! The TUN device: created by tun-rs, read and written with the virtio-net header by plain `readv` and `writev`.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::AsRawFd as _;
-use std::os::fd::BorrowedFd;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::Offloads;
 use crate::packet::coalesce::Offload;
 use crate::packet::virtio::VnetHeader;
 
-/// An open TUN interface. It exists as long as this does.
+/// An open TUN interface. It exists as long as this does, or whoever else holds its descriptors.
 pub struct Tun {
     /// One for each worker. The kernel reads a flow from the queue that its other direction was last written to
     /// (`tun_automq_select_queue`, drivers/net/tun.c), so both are one worker's.
-    queues: Vec<SyncDevice>,
+    queues: Vec<File>,
     /// Whether packets carry a virtio header.
     vnet: bool,
     tcp: AtomicBool,
@@ -43,20 +45,35 @@ impl Tun {
             Err(error) => return Err(error),
         };
         no_link_local_address(name);
-        let udp = vnet && device.udp_gso() && offloads.uso;
-        if vnet && offloads.uso && !udp {
-            tracing::info!("this kernel's TUN device has no USO (Linux 6.2 brought it); UDP goes packet by packet");
-        }
         let mut queues = (1..queues).map(|_| device.try_clone()).collect::<io::Result<Vec<_>>>()?;
         queues.push(device);
+        // SAFETY: each descriptor is open, and tun-rs has just given it away.
+        let owned = |queue: SyncDevice| unsafe { OwnedFd::from_raw_fd(queue.into_raw_fd()) };
+        Self::over(queues.into_iter().map(owned).collect(), vnet, offloads)
+    }
+
+    /// Over the queues of one interface, all of them; with `vnet`, their packets carry a virtio header.
+    pub(super) fn over(queues: Vec<OwnedFd>, vnet: bool, offloads: Offloads) -> io::Result<Self> {
+        let queues: Vec<File> = queues.into_iter().map(File::from).collect();
         for queue in &queues {
-            queue.set_nonblocking(true)?;
+            fcntl(queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        // Only now: `try_clone` tells the kernel what to deliver anew.
-        if vnet && !offloads.uso {
-            without_uso(&queues[0])?;
-        }
+        // Only now: each clone tells the kernel anew what to deliver.
+        let udp = vnet && deliver_super_packets(&queues[0], offloads.uso)?;
         Ok(Self { queues, vnet, tcp: AtomicBool::new(vnet), udp: AtomicBool::new(udp), lost: AtomicU64::new(0) })
+    }
+
+    /// The interface's present name.
+    ///
+    /// # Errors
+    /// `EBADFD` when the interface was deleted.
+    pub fn name(&self) -> io::Result<String> {
+        claims(&self.queues[0]).map(|(name, _)| name)
+    }
+
+    /// All queues, for a service manager to keep.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.queues.iter().map(AsFd::as_fd)
     }
 
     /// Which super-packets may be written.
@@ -70,17 +87,16 @@ impl Tun {
     /// `WouldBlock` when there is none.
     pub fn read(&self, queue: usize, buffer: &mut [u8]) -> io::Result<(VnetHeader, usize)> {
         if !self.vnet {
-            return Ok((VnetHeader::default(), self.queues[queue].recv(buffer)?));
+            return Ok((VnetHeader::default(), (&self.queues[queue]).read(buffer)?));
         }
         let mut header = [0; VnetHeader::LEN];
-        let len = self.queues[queue].recv_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        let len = (&self.queues[queue]).read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
         Ok((VnetHeader::parse(&header), len.saturating_sub(VnetHeader::LEN)))
     }
 
     /// To wait for.
     pub fn fd(&self, queue: usize) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor belongs to the queue, which lives as long as the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(self.queues[queue].as_raw_fd()) }
+        self.queues[queue].as_fd()
     }
 
     /// Packets that could not be written.
@@ -91,13 +107,13 @@ impl Tun {
     /// Packets that came while the device's queue was full.
     pub fn overflowed(&self) -> u64 {
         let text = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
-        self.queues[0].name().ok().and_then(|name| transmit_drops(&text, &name)).unwrap_or(0)
+        self.name().ok().and_then(|name| transmit_drops(&text, &name)).unwrap_or(0)
     }
 
     /// Writes one packet to a queue, whose first slice is its virtio header. A kernel that rejects a super-packet gets none again.
     pub fn write(&self, queue: usize, slices: &[IoSlice<'_>]) {
         let slices = if self.vnet { slices } else { &slices[1..] };
-        let Err(error) = self.queues[queue].send_vectored(slices) else { return };
+        let Err(error) = (&self.queues[queue]).write_vectored(slices) else { return };
         // Two slices are one packet, and each that was gathered adds one.
         let packets = slices.len() - usize::from(self.vnet);
         self.lost.fetch_add(packets as u64, Ordering::Relaxed);
@@ -113,14 +129,41 @@ impl Tun {
     }
 }
 
-/// Takes UDP super-packets back from what tun-rs has told the kernel to deliver, for all queues.
-fn without_uso(device: &SyncDevice) -> io::Result<()> {
+/// What the interface behind a descriptor is: its name, and flags of `TUNSETIFF` (`TUNGETIFF`).
+///
+/// # Errors
+/// `ENOTTY` for what is no TUN or TAP device, `EBADFD` when the interface was deleted.
+pub(super) fn claims(queue: &impl AsFd) -> io::Result<(String, libc::c_int)> {
+    // include/uapi/linux/if_tun.h; it fills a whole `ifreq`.
+    nix::ioctl_read_bad!(tun_get_iff, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), libc::ifreq);
+    // SAFETY: all-zero is a valid value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer refers to a live `ifreq`.
+    unsafe { tun_get_iff(queue.as_fd().as_raw_fd(), &raw mut request) }?;
+    // SAFETY: the kernel ends the name with a zero and fills the flags.
+    let (name, flags) = unsafe { (CStr::from_ptr(request.ifr_name.as_ptr()), request.ifr_ifru.ifru_flags) };
+    Ok((name.to_string_lossy().into_owned(), libc::c_int::from(flags)))
+}
+
+/// Has the kernel deliver TCP super-packets by all queues, and UDP's if that is wanted; whether it does the latter.
+fn deliver_super_packets(queue: &File, uso: bool) -> io::Result<bool> {
     // TUNSETOFFLOAD (include/uapi/linux/if_tun.h) has its argument by value.
     nix::ioctl_write_int_bad!(tun_set_offload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
-    let left = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    // SAFETY: no pointers, and the descriptor is that of a TUN device.
-    unsafe { tun_set_offload(device.as_raw_fd(), left.cast_signed()) }?;
-    Ok(())
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let set = |offloads: libc::c_uint| {
+        // SAFETY: no pointers, and the descriptor is that of a TUN device.
+        unsafe { tun_set_offload(queue.as_raw_fd(), offloads.cast_signed()) }
+    };
+    if uso {
+        match set(tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6) {
+            Ok(_) => return Ok(true),
+            Err(_) => {
+                tracing::info!("this kernel's TUN device has no USO (Linux 6.2 brought it); UDP goes packet by packet");
+            }
+        }
+    }
+    set(tcp)?;
+    Ok(false)
 }
 
 /// Of `text`, which is /proc/net/dev, the packets that `name` could not transmit.

@@ -57,11 +57,7 @@ impl Udp {
         for _ in 1..workers {
             sockets.push(open(sockets[0].dual, sockets[0].port, true)?);
         }
-        if offloads.udp_gso && !segmentation_works() {
-            for socket in &sockets {
-                socket.give_up_gso("a self-check over loopback failed");
-            }
-        }
+        check_segmentation(&sockets);
         Ok(sockets)
     }
 
@@ -71,16 +67,30 @@ impl Udp {
         // SAFETY: no pointers; the result is checked.
         let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
         // SAFETY: `fd` is open and owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut udp = Self::over(unsafe { OwnedFd::from_raw_fd(fd) }, dual, offloads)?;
+        if dual {
+            udp.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+        }
+        if shared {
+            udp.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        let (storage, len) = udp.sockaddr(addr);
+        // SAFETY: `storage` holds a socket address of `len` bytes.
+        check(unsafe { libc::bind(udp.fd.as_raw_fd(), (&raw const storage).cast(), len) })?;
+        udp.port = local_addr(&udp.fd)?.port();
+        Ok(udp)
+    }
+
+    /// Over a socket, which need not be bound yet.
+    pub(super) fn over(fd: OwnedFd, dual: bool, offloads: Offloads) -> io::Result<Self> {
         let (gso, lost) = (AtomicBool::new(offloads.udp_gso), AtomicU64::new(0));
-        let mut udp = Self { fd, dual, port: addr.port(), offloads, gso, lost };
+        let udp = Self { fd, dual, port: 0, offloads, gso, lost };
         // The outer packet may be fragmented on the way, as the kernel's WireGuard allows: a path that drops ICMP and
         // has a smaller MTU would swallow every full packet otherwise.
         udp.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
         udp.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         if dual {
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-            udp.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
         } else {
@@ -91,18 +101,15 @@ impl Udp {
             udp.set(libc::SOL_SOCKET, forced, SOCKET_BUFFER)
                 .or_else(|_| udp.set(libc::SOL_SOCKET, plain, SOCKET_BUFFER))?;
         }
-        let gro = udp.set(libc::SOL_UDP, libc::UDP_GRO, offloads.udp_gro.into());
-        if let Err(error) = gro {
+        if let Err(error) = udp.set(libc::SOL_UDP, libc::UDP_GRO, offloads.udp_gro.into()) {
             tracing::info!(%error, "no UDP_GRO; datagrams arrive one by one");
         }
-        if shared {
-            udp.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-        }
-        let (storage, len) = udp.sockaddr(addr);
-        // SAFETY: `storage` holds a socket address of `len` bytes.
-        check(unsafe { libc::bind(udp.fd.as_raw_fd(), (&raw const storage).cast(), len) })?;
-        udp.port = udp.local_port()?;
         Ok(udp)
+    }
+
+    /// Over a socket that was bound by [`Self::bind`], in a process before this one.
+    pub(super) fn bound(fd: OwnedFd, port: u16, offloads: Offloads) -> io::Result<Self> {
+        Ok(Self { port, ..Self::over(fd, true, offloads)? })
     }
 
     /// The port in use.
@@ -293,15 +300,6 @@ impl Udp {
         check(unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, (&raw const value).cast(), len) }).map(drop)
     }
 
-    fn local_port(&self) -> io::Result<u16> {
-        // SAFETY: all-zero is a valid value of this plain C structure.
-        let mut addr: libc::sockaddr_storage = unsafe { mem::zeroed() };
-        let mut len = size_of_val(&addr) as libc::socklen_t;
-        // SAFETY: both pointers refer to live locals; the kernel writes no more than `len`.
-        check(unsafe { libc::getsockname(self.fd.as_raw_fd(), (&raw mut addr).cast(), &raw mut len) })?;
-        parse_sockaddr(&addr).map(|addr| addr.port()).ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
     /// `addr` as the socket's own family has it.
     fn sockaddr(&self, addr: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
         // SAFETY: all-zero is a valid value of this plain C structure.
@@ -383,6 +381,34 @@ fn parse_sockaddr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
             })
         }
         _ => None,
+    }
+}
+
+/// Where a socket is bound to.
+pub(super) fn local_addr(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    // SAFETY: all-zero is a valid value of this plain C structure.
+    let mut addr: libc::sockaddr_storage = unsafe { mem::zeroed() };
+    let mut len = size_of_val(&addr) as libc::socklen_t;
+    // SAFETY: both pointers refer to live locals; the kernel writes no more than `len`.
+    check(unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut addr).cast(), &raw mut len) })?;
+    parse_sockaddr(&addr).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The value of an integer option of a socket.
+pub(super) fn option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: both pointers refer to live locals; the kernel writes no more than `len`.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) })?;
+    Ok(value)
+}
+
+/// Goes without segmentation offload where a self-check finds it wanting.
+pub(super) fn check_segmentation(sockets: &[Udp]) {
+    if sockets.iter().any(|socket| socket.offloads.udp_gso) && !segmentation_works() {
+        for socket in sockets {
+            socket.give_up_gso("a self-check over loopback failed");
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //!    interface's name suffice.
 //!
 //! Create it on the thread, and in the network namespace, where it is used, inside a tokio runtime with I/O enabled. The
-//! tunnel's device itself is the dataplane's: it comes and goes with the process.
+//! tunnel's device itself is the dataplane's: it comes and goes with the process, unless a service manager keeps it.
 
 mod capture;
 mod container;
@@ -227,6 +227,16 @@ impl Reconciler {
         };
         let held: Result<_, Error> = held.await;
         held.map(|(applied, _)| applied).unwrap_or_default()
+    }
+
+    /// Takes an interface away, whoever has it open. That it is gone already is no error.
+    pub async fn remove_interface(&self, name: &str) -> Result<(), Error> {
+        let Ok(index) = nix::net::if_::if_nametoindex(name) else { return Ok(()) };
+        let removed = self.netlink.remove_link(index).await;
+        match removed.map_err(|error| Error::netlink(format!("remove interface {name}"), error)) {
+            Err(error) if !error.errno().is_some_and(means_gone) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a process was started by this reconciler, which is not news.

@@ -123,6 +123,11 @@ impl Netlink {
         self.handle.link().set(message.build()).execute().await
     }
 
+    /// `ip link del`
+    pub async fn remove_link(&self, index: u32) -> Result<(), rtnetlink::Error> {
+        self.handle.link().del(index).execute().await
+    }
+
     /// `ip address add`
     pub async fn add_address(&self, index: u32, net: IpNet) -> Result<(), rtnetlink::Error> {
         let mut request = self.handle.address().add(index, net.addr(), net.prefix_len()).replace();

@@ -124,6 +124,15 @@ impl Host {
         command
     }
 
+    /// A subcommand of meshd that a shell starts: `script` runs `"$0" "$@"`.
+    pub fn meshd_through(&self, script: &str, args: &[&str]) -> Command {
+        let meshd = self.meshd_command(args);
+        let mut command = self.command("sh");
+        command.args(["-c", script]).arg(meshd.get_program()).args(args);
+        command.envs(meshd.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
     /// Runs a subcommand of meshd to its end.
     pub fn try_meshd(&self, args: &[&str]) -> Output {
         self.meshd_command(args).output().expect("meshd")
@@ -200,6 +209,17 @@ impl Host {
         let status = status.expect("a process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") >> 10
+    }
+
+    /// One of the agent's threads.
+    pub fn thread(&self, name: &str) -> Pid {
+        let tasks = format!("/proc/{}/task", self.agent().expect("a running agent"));
+        let thread = fs::read_dir(tasks)
+            .expect("a process")
+            .flatten()
+            .find(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name));
+        let number = thread.and_then(|task| task.file_name().to_str()?.parse().ok());
+        Pid::from_raw(number.unwrap_or_else(|| panic!("no thread {name}")))
     }
 
     /// Processor time of one of the agent's threads so far.

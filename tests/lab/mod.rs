@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod capture;
+pub mod cgroup;
 pub mod dump;
 pub mod express;
 pub mod firewalls;
@@ -12,6 +13,7 @@ pub mod host;
 pub mod inviter;
 pub mod join;
 pub mod joiner;
+pub mod manager;
 pub mod nat;
 pub mod netns;
 pub mod other;
