@@ -7,7 +7,7 @@
 //! | `cli` | one file a command; prints, never decides |
 //! | `agent` | the supervisor |
 //! | `failure`, `clock` | how a command fails; the time of day |
-//! | `control`, `dataplane`, `host`, `store` | the shell: sockets, threads, the kernel, files |
+//! | `control`, `dataplane`, `host`, `store`, `owner` | the shell: sockets, threads, the kernel, files and whose they are |
 //! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `express`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
@@ -26,6 +26,7 @@ pub mod host;
 pub mod key;
 pub mod leaktest;
 pub mod mesh;
+pub mod owner;
 pub mod packet;
 pub mod plan;
 pub mod store;

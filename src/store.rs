@@ -1,6 +1,6 @@
 //! The configuration folder on disk: `meshd.toml`, `private.key`, `peers/NAME.toml`.
 //!
-//! Reading: a key file has to be a regular file of root or of the current user that nobody else may read. Every file is read up to [`MAX_FILE`] and without waiting, whatever it turns out to be.
+//! Reading: a key file has to be a regular file of root, of the current user or, for root, of the folder's owner, that nobody else may read. Every file is read up to [`MAX_FILE`] and without waiting, whatever it turns out to be.
 //!
 //! Writing: the text goes to a hidden file in the same folder, which is synced and then takes its name in one step, so
 //! that a crash or a full disk leaves the old state or the new one. Hidden files are never read.
@@ -20,6 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{self, Config, Files, MAX_FILE, Problem, Psk, SourceFile, printable};
 use crate::key::PrivateKey;
+use crate::owner;
 pub use edit::{Edit, Undo};
 
 /// Why the folder could not be read or written.
@@ -72,7 +73,10 @@ impl Error {
             Self::NotThere(path) if path.ends_with("private.key") => {
                 Some(format!("(umask 077; meshd genkey > {path})"))
             }
-            Self::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => Some("the same as root".into()),
+            Self::Io(path, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let folder = Path::new(path).parent().map(Path::display)?;
+                Some(format!("the same as root; for an agent that is not root: chown --reference={folder} {path}"))
+            }
             _ => None,
         }
     }
@@ -188,7 +192,7 @@ pub fn rotate_private_key(dir: &Path) -> Result<(), Error> {
 }
 
 fn key_at(path: &Path) -> Result<Option<PrivateKey>, Error> {
-    let source = match source(path, Kind::Secret) {
+    let source = match source(path.parent().unwrap_or(path), path, Kind::Secret) {
         Ok(source) => source,
         Err(Error::NotThere(_)) => return Ok(None),
         Err(error) => return Err(error),
@@ -221,19 +225,19 @@ fn read_beside(dir: &Path, host: SourceFile) -> Result<Files, Error> {
 }
 
 fn read_and(dir: &Path, new: Option<(String, SourceFile)>) -> Result<Files, Error> {
-    read_all(dir, source(&Layout(dir).host(), Kind::Plain)?, new)
+    read_all(dir, source(dir, &Layout(dir).host(), Kind::Plain)?, new)
 }
 
 fn read_all(dir: &Path, host: SourceFile, new: Option<(String, SourceFile)>) -> Result<Files, Error> {
     let layout = Layout(dir);
-    let private_key = source(&layout.private_key(), Kind::Secret)?;
+    let private_key = source(dir, &layout.private_key(), Kind::Secret)?;
     let mut peers = read_peers(dir)?;
     peers.extend(new);
     let mut preshared_keys = BTreeMap::new();
     for (_, peer) in &peers {
         if let Some(Psk::File(written)) = config::psk_of(peer) {
             let path = preshared_key_path(dir, &written);
-            let key = source(&path, Kind::Secret).map_err(|error| match error.remedy() {
+            let key = source(dir, &path, Kind::Secret).map_err(|error| match error.remedy() {
                 Some(remedy) => format!("{error}; {remedy}"),
                 None => error.to_string(),
             });
@@ -264,10 +268,10 @@ pub fn read_peers(dir: &Path) -> Result<Vec<(String, SourceFile)>, Error> {
         let path = entry.map_err(|error| io_error(&folder, error))?.path();
         let Some(file_name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
         let Some(name) = file_name.strip_suffix(".toml").filter(|_| !file_name.starts_with('.')) else { continue };
-        let (source, metadata) = open(&path, Kind::Plain)?;
+        let (source, metadata) = open(&folder, &path, Kind::Plain)?;
         if config::psk_of(&source) == Some(Psk::Inline) {
             // The folder is 0700 as `init` makes it, so this is wg-quick's case: a word, not a refusal.
-            if let Err(error) = secret(&path, &metadata, "holds a preshared_key and ") {
+            if let Err(error) = secret(&folder, &path, &metadata, "holds a preshared_key and ") {
                 tracing::warn!("{error}");
             }
         }
@@ -288,7 +292,11 @@ pub fn create_dir(dir: &Path) -> Result<(), Error> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).map_err(|error| io_error(parent, error))?;
     }
-    fs::DirBuilder::new().mode(0o700).create(dir).map_err(|error| io_error(dir, error))
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(dir)
+        .and_then(|()| owner::give(File::open(dir)?, dir.parent().unwrap_or(dir)))
+        .map_err(|error| io_error(dir, error))
 }
 
 /// Writes a file that must not exist yet.
@@ -395,11 +403,12 @@ enum Kind {
     Secret,
 }
 
-fn source(path: &Path, kind: Kind) -> Result<SourceFile, Error> {
-    open(path, kind).map(|(source, _)| source)
+/// `folder` is the one whose owner counts as the file's: see [`owner`].
+fn source(folder: &Path, path: &Path, kind: Kind) -> Result<SourceFile, Error> {
+    open(folder, path, kind).map(|(source, _)| source)
 }
 
-fn open(path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
+fn open(folder: &Path, path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
     // O_NONBLOCK: opening a FIFO must not hang the agent. O_NOFOLLOW: whoever may place a symlink must not choose what
     // a privileged process reads as its key.
     let no_follow = if kind == Kind::Secret { libc::O_NOFOLLOW } else { 0 };
@@ -417,7 +426,7 @@ fn open(path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
         return Err(refused(path, "not a regular file", |shown| format!("ls -l {shown}")));
     }
     if kind == Kind::Secret {
-        secret(path, &metadata, "")?;
+        secret(folder, path, &metadata, "")?;
     } else if metadata.permissions().mode() & 0o002 != 0 {
         // Whoever may write it decides where this host's traffic goes.
         return Err(refused(path, "every user may write it", |shown| format!("chmod o-w {shown}")));
@@ -428,19 +437,16 @@ fn open(path: &Path, kind: Kind) -> Result<(SourceFile, fs::Metadata), Error> {
 }
 
 /// Refuses a secret that somebody else may read or may have written.
-fn secret(path: &Path, metadata: &fs::Metadata, what: &str) -> Result<(), Error> {
+fn secret(folder: &Path, path: &Path, metadata: &fs::Metadata, what: &str) -> Result<(), Error> {
     let (mode, owner) = (metadata.permissions().mode() & 0o7777, metadata.uid());
     if mode & 0o077 != 0 {
         let why = format!("{what}mode {mode:04o} lets others at a key; 0600 would be right");
         return Err(refused(path, &why, |shown| format!("chmod 600 {shown}")));
     }
-    owned(path, owner, nix::unistd::geteuid().as_raw(), what)
-}
-
-fn owned(path: &Path, owner: u32, user: u32, what: &str) -> Result<(), Error> {
-    if owner == 0 || owner == user {
+    if owner::trusted(owner, folder) {
         return Ok(());
     }
+    let user = nix::unistd::geteuid();
     let why = format!("{what}belongs to user {owner}; expected root or user {user}");
     Err(refused(path, &why, |shown| format!("chown {user} {shown}")))
 }
@@ -455,6 +461,7 @@ fn put(path: &Path, text: &str, mode: u32, publish: impl FnOnce(&Path) -> io::Re
         .mode(mode)
         .open(&temporary)
         .and_then(|mut file| {
+            owner::give(&file, path.parent().unwrap_or(path))?;
             file.write_all(text.as_bytes())?;
             file.sync_all()
         })

@@ -22,7 +22,7 @@ fn systemd_finds_no_fault() {
     let folder = tempfile::tempdir().expect("a folder");
     for unit in UNITS {
         // It looks whether the program is there.
-        let text = source(unit).replace("/usr/local/bin/meshd", env!("CARGO_BIN_EXE_meshd"));
+        let text = source(unit).replace("/usr/bin/meshd", env!("CARGO_BIN_EXE_meshd"));
         fs::write(folder.path().join(unit), text).expect("write");
     }
     let verify = Command::new("systemd-analyze")
@@ -35,6 +35,34 @@ fn systemd_finds_no_fault() {
     // What it says of other units of this machine is not about ours.
     let about_ours: Vec<&str> = said.lines().filter(|line| line.contains("meshd")).collect();
     assert!(verify.status.success() && about_ours.is_empty(), "{said}");
+}
+
+#[test]
+fn little_is_left_to_whoever_takes_the_agent_over() {
+    for unit in UNITS {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(unit);
+        // Exposure in tenths: 2.0.
+        let security = Command::new("systemd-analyze")
+            .args(["security", "--offline=true", "--no-pager", "--threshold=20"])
+            .arg(&path)
+            .output()
+            .expect("systemd-analyze: apt install systemd");
+        assert!(security.status.success(), "{unit}\n{}", String::from_utf8_lossy(&security.stdout));
+        let text = source(unit);
+        assert!(values(&text, "CapabilityBoundingSet").contains(&"CAP_NET_ADMIN"));
+        assert_eq!(values(&text, "CapabilityBoundingSet"), values(&text, "AmbientCapabilities"), "{unit}");
+        assert_eq!(values(&text, "User"), ["meshd"]);
+    }
+}
+
+#[test]
+fn a_restart_keeps_descriptors_and_what_the_next_process_reads() {
+    let agent = source(UNITS[1]);
+    let most: usize = values(&agent, "FileDescriptorStoreMax")[0].parse().expect("a number");
+    assert!(most >= 2 * 64, "a queue and a socket for each of `workers`, at most 64");
+    assert_eq!(values(&agent, "RuntimeDirectoryPreserve"), ["yes"]);
+    assert_eq!(values(&agent, "Type"), ["notify"]);
+    assert!(!values(&agent, "WatchdogSec").is_empty());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::socket::ensure_dir;
+use crate::owner;
 
 /// From SIGKILL to the end of a process: its threads have to leave the kernel first.
 pub const DEATH_LIMIT: Duration = Duration::from_secs(5);
@@ -67,7 +68,8 @@ pub fn lock(run_dir: &Path) -> Result<RunLock, LockError> {
             .open(&path)
             .map_err(|error| io_error(&path, error))?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&write_lock())) {
-            Ok(_) => {}
+            // An agent that is not root is to open it, should this process be killed.
+            Ok(_) => owner::give(&file, run_dir).map_err(|error| io_error(&path, error))?,
             Err(Errno::EAGAIN | Errno::EACCES) => return Err(LockError::AlreadyRunning { pid: read_pid(&file) }),
             Err(errno) => return Err(io_error(&path, errno.into())),
         }

@@ -68,7 +68,9 @@ impl Listener {
         fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(errno)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(&temporary).map_err(errno)?).map_err(errno)?;
         let publish = || {
-            chown(&temporary, None, group).map_err(errno)?;
+            if group.is_some() {
+                chown(&temporary, None, group).map_err(errno)?;
+            }
             std::fs::set_permissions(&temporary, PermissionsExt::from_mode(mode)).map_err(io_error)?;
             listen(&fd, Backlog::MAXCONN).map_err(errno)?;
             let metadata = std::fs::symlink_metadata(&temporary).map_err(io_error)?;
@@ -104,7 +106,9 @@ pub(super) fn ensure_dir(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     let metadata = std::fs::metadata(directory)?;
     let owner = Uid::from_raw(metadata.uid());
-    if (owner.is_root() || owner == Uid::effective()) && metadata.mode() & 0o022 == 0 {
+    // Root's commands also work beside an agent with a user of its own.
+    let theirs = !owner.is_root() && owner != Uid::effective() && !Uid::effective().is_root();
+    if !theirs && metadata.mode() & 0o022 == 0 {
         return Ok(());
     }
     Err(io::Error::other(format!(

@@ -8,6 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::owner;
+
 /// A journal names each interface once or twice, in some hundred bytes.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -38,7 +40,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Unusable> {
         return not_ours("not a regular file".to_owned());
     }
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+    if !owner::trusted(owner, path.parent().unwrap_or(path)) {
         return not_ours(format!("belongs to user {owner}"));
     }
     if mode & 0o022 != 0 {
@@ -66,6 +68,7 @@ pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(&temporary)
         .and_then(|mut file| {
+            owner::give(&file, path.parent().unwrap_or(path))?;
             file.write_all(text)?;
             file.sync_all()
         })

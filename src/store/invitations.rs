@@ -49,7 +49,8 @@ pub fn load(state_dir: &Path) -> Result<Vec<Invitation>, Error> {
         if hidden || path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let parsed = source(&path, Kind::Secret).map(|source| serde_json::from_slice::<Invitation>(&source.text));
+        let parsed =
+            source(&folder, &path, Kind::Secret).map(|source| serde_json::from_slice::<Invitation>(&source.text));
         match parsed {
             Ok(Ok(invitation)) if path.file_stem().is_some_and(|stem| *stem == *invitation.id) => {
                 found.push(invitation);
