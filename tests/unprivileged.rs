@@ -19,8 +19,7 @@ const USER: u32 = 4711;
 fn as_user(host: &Host, args: &[&str]) -> Output {
     let unit = fs::read_to_string(root().join("deploy/systemd/meshd.service")).expect("the unit");
     let bounds = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("capabilities");
-    let capabilities: String =
-        bounds.split_whitespace().map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase())).collect();
+    let capabilities = format!(",{}", bounds.to_lowercase().replace("cap_", "+").replace(' ', ","));
     let script = format!(
         "exec setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs --bounding-set -all{capabilities} \
          --inh-caps -all{capabilities} --ambient-caps -all{capabilities} -- \"$0\" \"$@\""
