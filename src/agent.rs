@@ -11,6 +11,7 @@
 //! out until the agent is back.
 
 mod answer;
+mod attach;
 mod ciphers;
 mod descriptors;
 mod detach;
@@ -52,6 +53,7 @@ use crate::host::{self, News, Reconciler, Rivals, Watch};
 use crate::store::{self, Dirs};
 use crate::tunnel::{Device, Settings};
 use answer::Benches;
+use attach::Attachments;
 use descriptors::{Fit, Inherited};
 use direct::Directs;
 use egress::Exits;
@@ -121,6 +123,7 @@ pub fn plan_offline(dirs: &Dirs) -> Result<api::Plan, Failure> {
     runtime()?.block_on(async {
         let mut reconciler =
             Reconciler::new(&dirs.state, &config.host.interface).map_err(|error| failure("plan", &error))?;
+        reconciler.set_ports(attach::ports_left(&dirs.state, &config));
         let planned = reconciler.plan(&config).await.map(running::planned);
         let introductions = Rosters::load(&dirs.state).introductions(&config);
         planned.map(|plan| api::Plan { introductions, ..plan }).map_err(|error| failure("plan", &error))
@@ -140,6 +143,7 @@ pub fn down_offline(dirs: &Dirs, keep_guard: bool) -> Result<bool, Failure> {
         let interface = Reconciler::owner(&dirs.state).unwrap_or_else(configured);
         refuse_foreign_interface("down", &interface)?;
         let mut reconciler = Reconciler::new(&dirs.state, &interface).map_err(|error| failure("down", &error))?;
+        attach::clean_up(&dirs.state, &interface).await;
         let removed = reconciler.teardown(keep_guard).await.map_err(|error| failure("down", &error))?;
         control::remove_stale_sockets(&dirs.run, &interface);
         Ok(!removed.is_empty())
@@ -150,6 +154,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, inherited: Inherited, ready_on_s
     let config = Arc::new(store::load(&dirs.config)?);
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failure::new(1, format!("up: {what}{error}"));
     let listener = control::server::bind(lock).map_err(|error| cannot("", &error))?;
+    let containers = control::handover::bind(lock).map_err(|error| cannot("", &error))?;
     let mut events = Events::new().map_err(|error| cannot("signals and notifications: ", &error))?;
     let running = Arc::new(start(dirs, &config, inherited, &mut events).await?);
     let ended = || {
@@ -159,6 +164,13 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, inherited: Inherited, ready_on_s
         }
     };
     let server = tokio::spawn(control::server::serve(Arc::clone(&running), listener, ended()));
+    let containers = {
+        let running = Arc::clone(&running);
+        tokio::spawn(control::handover::serve(containers, ended(), move |stream, uid| {
+            let running = Arc::clone(&running);
+            async move { running.answer_attach(stream, uid).await }
+        }))
+    };
     let uapi = match control::uapi::bind(&control::uapi::path(&config.host.interface)) {
         Ok(listener) => Some(tokio::spawn(control::uapi::serve(Arc::clone(&running), listener, ended()))),
         Err(error) => {
@@ -190,10 +202,12 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, inherited: Inherited, ready_on_s
         () = running.follow_news() => {}
         () = running.remember_sessions() => {}
         () = running.feed_watchdog() => {}
+        () = running.watch_containers() => {}
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     running.ending.send_replace(true);
     let _ = server.await;
+    let _ = containers.await;
     if let Some(uapi) = uapi {
         let _ = uapi.await;
     }
@@ -222,6 +236,8 @@ async fn start(
     reconciler.set_listen_port(udp[0].port());
     let rosters = Rosters::load(&dirs.state);
     let sessions = Sessions::load(&dirs.run, config);
+    let attachments = Attachments::load(&dirs.state);
+    attachments.recover(config, &mut reconciler).await;
     let built = tokio::select! {
         built = build(&mut reconciler, config, tun, udp, &rosters, &sessions) => built,
         () = events.stop.asked() => Err(Failure::new(1, "up: told to stop before it was ready")),
@@ -256,6 +272,7 @@ async fn start(
         rotations: Rotations::default(),
         rosters,
         sessions,
+        attachments,
         ending: watch::channel(false).0,
     })
 }

@@ -11,6 +11,7 @@
 //! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `express`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
+pub mod attach;
 pub mod bench;
 pub mod channel;
 pub mod cli;

@@ -257,7 +257,8 @@ fn other_mesh() -> Config {
     config.host.addresses = vec!["10.98.0.2/24".parse().unwrap(), "fd98::2/64".parse().unwrap()];
     let subnets = vec!["10.99.2.0/24".parse().unwrap(), "fd99:2::/64".parse().unwrap()];
     let egress = Egress::Peers(vec!["vps".to_owned()]);
-    config.host.bridges = vec![Bridge { name: "br1".to_owned(), subnets, egress, allow: Vec::new() }];
+    config.host.bridges =
+        vec![Bridge { name: "br1".to_owned(), subnets, egress, allow: Vec::new(), users: Vec::new() }];
     config.peers[0].addresses = vec!["10.98.0.1".parse().unwrap()];
     config.peers[0].subnets = vec!["10.99.1.0/24".parse().unwrap()];
     config

@@ -10,6 +10,7 @@ use nix::fcntl::Flock;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 use super::answer::Benches;
+use super::attach::Attachments;
 use super::descriptors;
 use super::direct::Directs;
 use super::egress::Exits;
@@ -64,6 +65,8 @@ pub(super) struct Running {
     pub(super) rosters: Rosters,
     /// For the process after this one.
     pub(super) sessions: Sessions,
+    /// Containers on the bridges.
+    pub(super) attachments: Attachments,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -158,6 +161,7 @@ impl Running {
         let port = control::Agent::listen_port(self);
         self.move_port(&old, new)?;
         changing.reconciler.set_listen_port(control::Agent::listen_port(self));
+        changing.reconciler.set_ports(self.attachments.ports(new).await);
         let outcome = match changing.reconciler.reconcile(new).await {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -319,6 +323,8 @@ impl control::Agent for Running {
         let removed = self.remove_interface(&changing.reconciler).await;
         drop(self.dataplane().take());
         descriptors::forget_all();
+        self.detach_all().await;
+        changing.reconciler.set_ports(Vec::new());
         let result = changing.reconciler.teardown(keep_guard).await;
         self.ending.send_replace(true);
         result.map(drop).and(removed).map_err(|error| problem(&error))

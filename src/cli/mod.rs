@@ -4,6 +4,7 @@
 #![allow(clippy::format_push_string, clippy::format_collect, reason = "what is printed is a few lines")]
 
 mod ask;
+mod attach;
 mod bench;
 mod complete;
 mod conf;
@@ -89,6 +90,10 @@ enum Command {
     Peer(peer::Args),
     /// List, add and remove published ports
     Publish(publish::Args),
+    /// Put a running container on a bridge
+    Attach(attach::Args),
+    /// Take a container off its bridge
+    Detach(attach::DetachArgs),
     /// Print a new private key
     Genkey(keys::Genkey),
     /// Print the public key of the private key on standard input
@@ -135,6 +140,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(args, dirs),
         Command::Peer(args) => peer::run(args, dirs),
         Command::Publish(args) => publish::run(args, dirs),
+        Command::Attach(args) => attach::run(args, dirs),
+        Command::Detach(args) => attach::detach(args, dirs),
         Command::Genkey(args) => keys::genkey(args),
         Command::Pubkey(args) => keys::pubkey(args),
         Command::Genpsk(args) => keys::genpsk(args),

@@ -33,12 +33,16 @@ pub fn free_addresses(config: &Config, taken: &[IpAddr]) -> Result<Vec<IpAddr>, 
         }
         seen.push(net.trunc());
         let from = *next.get_or_insert(number(net.addr(), net) + 1);
-        let free = |addr: &IpAddr| !used.contains(addr) && is_pleasant(*addr, net);
-        let addr = numbered(net, from).find(free).ok_or_else(|| Full(net.trunc()))?;
+        let addr = free_from(net, from, |addr| !used.contains(addr)).ok_or_else(|| Full(net.trunc()))?;
         next = Some(number(addr, net));
         found.push(addr);
     }
     Ok(found)
+}
+
+/// The first address of a network that a host may have and that is `free`, from this number on and around.
+pub fn free_from(net: &IpNet, from: u128, free: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    numbered(net, from).find(|addr| is_pleasant(*addr, net) && free(addr))
 }
 
 /// All addresses of a network, from this number on and around.
@@ -53,7 +57,7 @@ fn numbered(net: &IpNet, from: u128) -> impl Iterator<Item = IpAddr> {
 }
 
 /// Which of its network's addresses this is, counted from 0.
-fn number(addr: IpAddr, net: &IpNet) -> u128 {
+pub fn number(addr: IpAddr, net: &IpNet) -> u128 {
     match (addr, net.network()) {
         (IpAddr::V4(addr), IpAddr::V4(first)) => u128::from(addr.to_bits() - first.to_bits()),
         (IpAddr::V6(addr), IpAddr::V6(first)) => addr.to_bits() - first.to_bits(),

@@ -22,6 +22,7 @@ pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result
     check.mesh_addresses();
     check.networks();
     check.allowed();
+    check.users();
     check.permitted();
     check.endpoints();
     check.published();
@@ -261,6 +262,38 @@ impl Check<'_> {
                         claim.owner
                     );
                     self.host_problem(&format!("bridge[{at}].allow[{index}]"), message);
+                }
+            }
+        }
+    }
+
+    /// Users are given addresses of the bridge alone, and reach others of the same bridge.
+    fn users(&mut self) {
+        let config = self.config;
+        for (at, bridge) in config.host.bridges.iter().enumerate() {
+            for user in &bridge.users {
+                let (key, context) = (
+                    format!("bridge[{at}].users.{}", user.name),
+                    format!("bridge {}: user {}", quote(&bridge.name), quote(&user.name)),
+                );
+                for (index, net) in user.addresses.iter().enumerate() {
+                    if !bridge.subnets.iter().any(|subnet| subnet.contains(net)) {
+                        let shown = quote(&net.to_string());
+                        let message = format!("{context}: addresses {shown} is in no subnet of the bridge");
+                        self.host_problem(&format!("{key}.addresses[{index}]"), message);
+                    }
+                }
+                for (index, name) in user.reach.iter().enumerate() {
+                    if name == &user.name || !bridge.users.iter().any(|other| other.name == *name) {
+                        let names = list_of_names(
+                            bridge.users.iter().map(|user| user.name.as_str()).filter(|name| *name != user.name),
+                        );
+                        let message = format!(
+                            "{context}: reach {}: no other user of this bridge; those are: {names}",
+                            quote(name)
+                        );
+                        self.host_problem(&format!("{key}.reach[{index}]"), message);
+                    }
                 }
             }
         }

@@ -9,7 +9,7 @@ use zeroize::Zeroize as _;
 
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
-use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Publish, allow, check, value};
+use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Publish, User, allow, check, value};
 use crate::key::{KeyError, NextKeys, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
@@ -20,6 +20,11 @@ pub const DEFAULT_LISTEN_PORT: u16 = 51820;
 pub const DEFAULT_DOMAIN: &str = "mesh";
 /// When `meshd.toml` says nothing else: what is left of 1500 bytes with IPv6 and WireGuard around it.
 pub const DEFAULT_MTU: u16 = 1420;
+
+/// When `meshd.toml` says nothing else: one service a user.
+const DEFAULT_CONTAINERS: u16 = 1;
+/// Ports that a bridge has (BR_MAX_PORTS, net/bridge/br_private.h).
+const MAX_CONTAINERS: u16 = 1023;
 
 /// IPv6 works on no smaller link (RFC 8200, section 5), and jumbo frames are no larger.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=9000;
@@ -159,8 +164,28 @@ fn bridge(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Bridge> {
     }
     let egress = egress(reader, &mut at);
     let allow = reader.strings(&mut at, "allow", value::allowed_network);
+    let users = reader.named_sections(&mut at, "users", "user");
+    let users = users.into_iter().filter_map(|(name, at)| user(reader, name, at)).collect();
     reader.finish(&at);
-    Some(Bridge { name: name?, subnets: subnets?, egress, allow: allow.unwrap_or_default() })
+    Some(Bridge { name: name?, subnets: subnets?, egress, allow: allow.unwrap_or_default(), users })
+}
+
+fn user(reader: &mut Reader<'_>, name: String, mut at: Section<'_>) -> Option<User> {
+    let checked = value::user(&name);
+    if let Err(why) = &checked {
+        let (line, context) = (at.line(), at.context.clone());
+        reader.problem(line, format!("{context}{why}"));
+    }
+    let containers = reader.integer(&mut at, "containers", 0..=MAX_CONTAINERS, "");
+    let addresses = reader.strings(&mut at, "addresses", value::subnet);
+    let reach = reader.strings(&mut at, "reach", value::user);
+    reader.finish(&at);
+    Some(User {
+        name: checked.ok()?,
+        containers: containers.unwrap_or(DEFAULT_CONTAINERS),
+        addresses: addresses.unwrap_or_default(),
+        reach: reach.unwrap_or_default(),
+    })
 }
 
 /// Whether the peers are there is said by `check`, which knows the others.

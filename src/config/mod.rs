@@ -13,7 +13,7 @@ pub mod assign;
 mod check;
 pub mod edit;
 mod file;
-mod problem;
+pub(crate) mod problem;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -89,6 +89,21 @@ pub struct Bridge {
     pub egress: Egress,
     /// Networks that its containers may reach directly despite `egress`.
     pub allow: Vec<IpNet>,
+    /// Who beside root may attach containers to it. Each name once.
+    pub users: Vec<User>,
+}
+
+/// What a user of this host may do on a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// As passwd(5) has it, or the number.
+    pub name: String,
+    /// How many containers of theirs may be on the bridge at a time.
+    pub containers: u16,
+    /// Which addresses these may have, in the families that this names; any in the others.
+    pub addresses: Vec<IpNet>,
+    /// Users whose containers theirs may reach on the bridge, and the other way round.
+    pub reach: Vec<String>,
 }
 
 /// Where a bridge's containers leave to the internet.

@@ -257,6 +257,30 @@ impl<'a> Reader<'a> {
         Some(Section { table, key: path, line, context: format!("{name}: "), asked: Vec::new() })
     }
 
+    /// The tables under `[NAME]`, each with its key. `of` says what the keys are.
+    pub(super) fn named_sections<'t>(
+        &mut self,
+        section: &mut Section<'t>,
+        name: &'static str,
+        of: &str,
+    ) -> Vec<(String, Section<'t>)> {
+        let context = section.context.clone();
+        let Some(around) = self.section(section, name) else { return Vec::new() };
+        let mut sections = Vec::new();
+        for (key, value) in around.table {
+            let named = key.get_ref().to_string();
+            let (path, line) = (join(&around.key, &named), self.line(&key.span()));
+            self.lines.0.insert(path.clone(), line);
+            if let DeValue::Table(table) = value.get_ref() {
+                let context = format!("{context}{of} {}: ", quote(&named));
+                sections.push((named, Section { table, key: path, line, context, asked: Vec::new() }));
+            } else {
+                self.wrong_type(&context, &path, &named, value, "a table");
+            }
+        }
+        sections
+    }
+
     /// The tables `[[NAME]]`.
     pub(super) fn sections<'t>(&mut self, section: &mut Section<'t>, name: &'static str) -> Vec<Section<'t>> {
         let Some((path, value)) = self.value(section, name) else { return Vec::new() };

@@ -124,6 +124,7 @@ to = "10.89.2.10:443"
                     subnets: vec![net("10.89.2.0/24"), net("fd89:2::/64")],
                     egress: Egress::Peers(vec!["vps".into()]),
                     allow: vec![net("192.168.1.0/24")],
+                    users: Vec::new(),
                 }],
                 lans: vec![Lan { subnet: net("192.168.1.0/24"), interface: "eth0".into(), masquerade: false }],
                 exit: Some(Exit {

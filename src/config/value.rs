@@ -22,6 +22,19 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A user of this host: a name as useradd(8) allows it, or a number.
+pub fn user(text: &str) -> Result<String, String> {
+    let first = |c: char| c.is_ascii_lowercase() || c == '_';
+    let name = text.starts_with(first) && text.chars().all(|c| first(c) || c.is_ascii_digit() || c == '-');
+    if text == "root" || text == "0" {
+        Err("may attach anything anywhere; leave it out".into())
+    } else if text.len() <= 32 && name || text.parse::<u32>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("no user's name; expected one as in /etc/passwd, or a number".into())
+    }
+}
+
 /// Whether express sessions are agreed on.
 pub fn express(text: &str) -> Result<bool, String> {
     match text {

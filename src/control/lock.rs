@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::socket::ensure_dir;
+use crate::host::process;
 use crate::owner;
 
 /// From SIGKILL to the end of a process: its threads have to leave the kernel first.
@@ -120,7 +121,7 @@ pub struct Running {
 pub fn running(run_dir: &Path) -> Option<Running> {
     let pid_file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(run_dir.join(PID_FILE)).ok()?;
     let pid = read_pid(&pid_file);
-    let process = pid.and_then(pidfd_open);
+    let process = pid.and_then(|pid| process::open(pid).ok());
     // Only now: a lock still held means that the process above is its holder and no later bearer of the number.
     is_held(&pid_file).then_some(Running { pid, process, pid_file })
 }
@@ -181,13 +182,6 @@ fn read_pid(file: &File) -> Option<i32> {
     text.trim().parse().ok().filter(|&pid| pid > 0)
 }
 
-fn pidfd_open(pid: i32) -> Option<OwnedFd> {
-    // SAFETY: pidfd_open(2) takes two integers and touches no memory of this process.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    // SAFETY: a result that is not negative is a new descriptor that nothing else owns.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,13 +239,13 @@ mod tests {
     #[test]
     fn the_end_of_the_process_is_awaited() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let process = pidfd_open(child.id().cast_signed());
+        let process = process::open(child.id().cast_signed()).ok();
         let running = Running { pid: None, process, pid_file: tempfile::tempfile().unwrap() };
         let dir = tempfile::tempdir().unwrap();
         let _held = lock(dir.path()).unwrap();
         let live = Running {
             pid_file: File::open(dir.path().join(PID_FILE)).unwrap(),
-            process: pidfd_open(child.id().cast_signed()),
+            process: process::open(child.id().cast_signed()).ok(),
             pid: None,
         };
         assert!(!live.wait(Duration::from_millis(20)));

@@ -7,6 +7,7 @@ pub mod client;
 mod connections;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod handover;
 mod lock;
 pub mod metrics;
 pub mod server;

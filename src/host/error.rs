@@ -152,7 +152,7 @@ impl Error {
     }
 
     /// Of the operating system, where there is one.
-    pub(super) fn errno(&self) -> Option<i32> {
+    pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Netlink { source, .. } => source.raw_os_error(),
             _ => None,

@@ -76,7 +76,7 @@ impl Reconciler {
         let stood = self.nft_tables(&journal).await?.guard != NftActual::Absent;
         if stood {
             self.seen = None;
-            self.nft.remove(&name).await?;
+            self.nft.remove("inet", &name).await?;
         }
         journal.nft.remove(&name);
         let saved = if journal.is_empty() { self.store.remove() } else { self.store.save(&journal) };

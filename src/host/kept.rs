@@ -81,7 +81,7 @@ fn render(interface: &str, text: &str) -> String {
 fn parse(file: &[u8]) -> Option<KeptGuard> {
     let (head, text) = std::str::from_utf8(file).ok()?.split_once('\n')?;
     let (interface, sum) = head.strip_prefix(HEAD)?.trim_start().split_once(": ")?;
-    let table = NftTable { name: nft::guard_name(interface), text: text.to_owned() };
+    let table = NftTable { family: "inet", name: nft::guard_name(interface), text: text.to_owned() };
     (sum == checksum(interface, text)).then(|| KeptGuard { interface: interface.to_owned(), table })
 }
 
@@ -98,7 +98,11 @@ mod tests {
     #[test]
     fn what_was_kept_is_read_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let guard = NftTable { name: "meshd_guard".to_owned(), text: "table inet meshd_guard {\n}\n".to_owned() };
+        let guard = NftTable {
+            family: "inet",
+            name: "meshd_guard".to_owned(),
+            text: "table inet meshd_guard {\n}\n".to_owned(),
+        };
         let mut keeper = Keeper::new(folder.path(), "mesh0");
         keeper.keep(None).unwrap();
         assert_eq!(read(folder.path()).unwrap(), None);

@@ -19,6 +19,7 @@ mod error;
 pub(crate) mod files;
 mod firewalls;
 mod guard;
+pub mod inside;
 mod journal;
 mod kept;
 mod listeners;
@@ -27,6 +28,7 @@ mod news;
 mod nft;
 mod packet_socket;
 mod path_mtu;
+pub mod port;
 pub mod process;
 mod program;
 mod rivals;
@@ -56,10 +58,12 @@ pub use survey::set_sysctl;
 pub use visitor::Visitor;
 pub use watch::Watch;
 
+use crate::attach::Port;
 use crate::config::Config;
 use crate::plan::firewalls::Firewalls;
 use crate::plan::{
-    self, ActualState, Change, DesiredState, HostFacts, NftActual, NftTable, SysctlKey, TABLE_MAIN, desired, diff,
+    self, ActualState, Change, DesiredState, HostFacts, NftActual, NftTable, NftTables, SysctlKey, TABLE_MAIN, desired,
+    diff,
 };
 use journal::{Fingerprints, Journal, Original, Store};
 use kept::Keeper;
@@ -95,15 +99,16 @@ pub struct Reconciler {
     others: firewalls::Reader,
     /// Other firewalls as they were read last.
     firewalls: Firewalls,
+    /// Attached containers.
+    ports: Vec<Port>,
 }
 
-/// The state of the two nft tables at a generation of the ruleset.
+/// The state of the nft tables at a generation of the ruleset.
 #[derive(Debug, Clone)]
 struct NftSeen {
     /// Unknown when the kernel would not say; then the tables are listed every time.
     generation: Option<u32>,
-    guard: NftActual,
-    filter: NftActual,
+    tables: NftTables,
 }
 
 impl Reconciler {
@@ -122,6 +127,7 @@ impl Reconciler {
             settled: false,
             others: firewalls::Reader::default(),
             firewalls: Firewalls::default(),
+            ports: Vec::new(),
         })
     }
 
@@ -133,6 +139,11 @@ impl Reconciler {
     /// The UDP port in use, for a configuration that leaves it to the kernel.
     pub fn set_listen_port(&mut self, port: u16) {
         self.listen_port = Some(port);
+    }
+
+    /// Which containers are attached, from now on.
+    pub fn set_ports(&mut self, ports: Vec<Port>) {
+        self.ports = ports;
     }
 
     /// Where nft(8) is, for a host whose `PATH` does not say.
@@ -219,8 +230,8 @@ impl Reconciler {
             let journal = self.store.load()?;
             let snapshot = Snapshot::read(&self.netlink).await?;
             let (desired, _) = self.wanted(config, &snapshot);
-            let [guard, filter] = Default::default();
-            let actual = snapshot.actual(&self.netlink, &self.interface, &desired, &journal, guard, filter).await?;
+            let unknown = NftTables::default();
+            let actual = snapshot.actual(&self.netlink, &self.interface, &desired, &journal, unknown).await?;
             let mut changes = diff(&desired, &actual);
             changes.retain(closes);
             if changes.is_empty() { Ok((Vec::new(), Vec::new())) } else { self.perform(&changes, &snapshot).await }
@@ -251,6 +262,32 @@ impl Reconciler {
         if failed.is_empty() { Ok(applied) } else { Err(Error::Incomplete { applied, failed }) }
     }
 
+    /// Has the rules of these containers' ports in place, before the first packet of a new one.
+    pub async fn hold_ports(&mut self, ports: Vec<Port>) -> Result<(), Error> {
+        self.ports = ports;
+        let mut journal = self.store.load()?;
+        let (mut seen, before) = (self.seen.take(), nft::generation().ok());
+        let now = if let Some(table) = plan::nft::ports(&self.interface, &self.ports) {
+            let fingerprint = table.fingerprint();
+            journal.nft.insert(table.name.clone(), put(&self.nft, &table).await?);
+            NftActual::Intact(fingerprint)
+        } else {
+            let name = plan::nft::ports_name(&self.interface);
+            self.nft.remove("bridge", &name).await?;
+            journal.nft.remove(&name);
+            NftActual::Absent
+        };
+        // When this was the one change of the ruleset, what was known of the other tables holds.
+        let after = nft::generation().ok();
+        if let Some(seen) = seen.as_mut().filter(|seen| {
+            seen.generation == before && before.is_some_and(|before| after == Some(before.wrapping_add(1)))
+        }) {
+            (seen.generation, seen.tables.ports) = (after, now);
+            self.seen = Some(seen.clone());
+        }
+        self.store.save(&journal)
+    }
+
     /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
     /// failures and reports them all; the journal stays until everything has succeeded.
     pub async fn teardown(&mut self, keep_guard: bool) -> Result<Vec<Change>, Error> {
@@ -263,8 +300,8 @@ impl Reconciler {
             let snapshot = self.look(&journal).await?;
             failed.clear();
             let mut nft_missing = false;
-            let (guard, filter) = match self.nft_tables(&journal).await {
-                Ok(seen) => (seen.guard, seen.filter),
+            let nft = match self.nft_tables(&journal).await {
+                Ok(tables) => tables,
                 // Never there, so nothing of ours is in it.
                 Err(Error::NftMissing(_)) if journal.nft.is_empty() => {
                     nft_missing = true;
@@ -275,7 +312,7 @@ impl Reconciler {
                     Default::default()
                 }
             };
-            let mut actual = snapshot.actual(&self.netlink, &self.interface, &nothing, &journal, guard, filter).await?;
+            let mut actual = snapshot.actual(&self.netlink, &self.interface, &nothing, &journal, nft).await?;
             self.add_firewalls(&mut actual);
             // What is ours among it would stay, and be forgotten.
             if let Some(why) = self.firewalls.unread.clone().filter(|_| !nft_missing) {
@@ -307,7 +344,12 @@ impl Reconciler {
     }
 
     fn facts_of(&self, snapshot: &Snapshot) -> HostFacts {
-        HostFacts { listen_port: self.listen_port, firewalls: self.firewalls.clone(), ..snapshot.facts() }
+        HostFacts {
+            listen_port: self.listen_port,
+            firewalls: self.firewalls.clone(),
+            ports: self.ports.clone(),
+            ..snapshot.facts()
+        }
     }
 
     /// Reads the host: other firewalls, and what netlink tells.
@@ -338,31 +380,36 @@ impl Reconciler {
         desired: &DesiredState,
         journal: &Journal,
     ) -> Result<ActualState, Error> {
-        let seen = self.nft_tables(journal).await?;
-        let (guard, filter) = (seen.guard, seen.filter);
-        let mut actual = snapshot.actual(&self.netlink, &self.interface, desired, journal, guard, filter).await?;
+        let nft = self.nft_tables(journal).await?;
+        let mut actual = snapshot.actual(&self.netlink, &self.interface, desired, journal, nft).await?;
         self.add_firewalls(&mut actual);
         Ok(actual)
     }
 
-    /// The two nft tables, listed again only when something in nft has changed.
-    async fn nft_tables(&mut self, journal: &Journal) -> Result<NftSeen, Error> {
+    /// The nft tables, listed again only when something in nft has changed.
+    async fn nft_tables(&mut self, journal: &Journal) -> Result<NftTables, Error> {
         // Asked for before listing: a change in between is then seen the next time.
         let generation = nft::generation().ok();
         if let Some(seen) = self.seen.as_ref().filter(|seen| generation.is_some() && seen.generation == generation) {
-            return Ok(seen.clone());
+            return Ok(seen.tables.clone());
         }
-        let names = [plan::nft::guard_name(&self.interface), plan::nft::filter_name(&self.interface)];
-        let listing = async |name| if nft::missing(name) { Ok(None) } else { self.nft.listing(name).await };
-        let (guard, filter) = tokio::try_join!(listing(&names[0]), listing(&names[1]))?;
-        let state = |name: &str, listing: Option<String>| match (listing, journal.nft.get(name)) {
-            (None, _) => NftActual::Absent,
-            (Some(now), Some(left)) if left.listing == now => NftActual::Intact(left.text.clone()),
-            (Some(_), _) => NftActual::Altered,
+        let state = async |family, name: String| {
+            let listing = if nft::missing(family, &name) { None } else { self.nft.listing(family, &name).await? };
+            Ok::<_, Error>(match (listing, journal.nft.get(&name)) {
+                (None, _) => NftActual::Absent,
+                (Some(now), Some(left)) if left.listing == now => NftActual::Intact(left.text.clone()),
+                (Some(_), _) => NftActual::Altered,
+            })
         };
-        let seen = NftSeen { generation, guard: state(&names[0], guard), filter: state(&names[1], filter) };
-        self.seen = Some(seen.clone());
-        Ok(seen)
+        let interface = &self.interface;
+        let (guard, filter, ports) = tokio::try_join!(
+            state("inet", plan::nft::guard_name(interface)),
+            state("inet", plan::nft::filter_name(interface)),
+            state("bridge", plan::nft::ports_name(interface)),
+        )?;
+        let tables = NftTables { guard, filter, ports };
+        self.seen = Some(NftSeen { generation, tables: tables.clone() });
+        Ok(tables)
     }
 
     /// Journals what these changes will overwrite, then makes them one by one.
@@ -403,10 +450,11 @@ impl Reconciler {
                 journal.nft.insert(table.name.clone(), put(&self.nft, table).await?);
                 return Ok(());
             }
-            Change::DisarmGuard { name } | Change::RemoveNft { name } => {
+            Change::DisarmGuard { name } | Change::RemoveNft { name, .. } => {
+                let family = if let Change::RemoveNft { family, .. } = change { family } else { "inet" };
                 self.seen = None;
                 journal.nft.remove(name);
-                return self.nft.remove(name).await;
+                return self.nft.remove(family, name).await;
             }
             Change::SetSysctl { key, value } => return sysctl::write(key, value),
             Change::TakeFromZone { interface } => {
@@ -457,8 +505,9 @@ fn means_gone(errno: i32) -> bool {
 /// Replaces a table and takes its fingerprints.
 async fn put(nft: &Nft, table: &NftTable) -> Result<Fingerprints, Error> {
     nft.replace(table).await?;
-    let vanished = || Error::Nft(format!("table inet {} was removed as soon as it was added", table.name));
-    let listing = nft.listing(&table.name).await?.ok_or_else(vanished)?;
+    let NftTable { family, name, .. } = table;
+    let vanished = || Error::Nft(format!("table {family} {name} was removed as soon as it was added"));
+    let listing = nft.listing(family, name).await?.ok_or_else(vanished)?;
     Ok(Fingerprints { text: table.fingerprint(), listing })
 }
 

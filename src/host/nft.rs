@@ -32,24 +32,24 @@ impl Nft {
 
     /// Puts a table in the place of one of the same name, without a moment of neither.
     pub async fn replace(&self, table: &NftTable) -> Result<(), Error> {
-        let NftTable { name, text } = table;
-        // `table inet NAME` makes the deletion valid when there was none; all three are one transaction.
-        let script = format!("table inet {name}\ndelete table inet {name}\n{text}");
+        let NftTable { family, name, text } = table;
+        // `table FAMILY NAME` makes the deletion valid when there was none; all three are one transaction.
+        let script = format!("table {family} {name}\ndelete table {family} {name}\n{text}");
         self.run(&["-f", "-"], &script).await.map(drop)
     }
 
     /// Removes a table; one that is not there is no error.
-    pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        let script = format!("table inet {name}\ndelete table inet {name}\n");
+    pub async fn remove(&self, family: &str, name: &str) -> Result<(), Error> {
+        let script = format!("table {family} {name}\ndelete table {family} {name}\n");
         self.run(&["-f", "-"], &script).await.map(drop)
     }
 
     /// The fingerprint of what the kernel holds under this name.
-    pub async fn listing(&self, name: &str) -> Result<Option<String>, Error> {
-        match self.run(&["-j", "list", "table", "inet", name], "").await {
+    pub async fn listing(&self, family: &str, name: &str) -> Result<Option<String>, Error> {
+        match self.run(&["-j", "list", "table", family, name], "").await {
             Ok(text) => {
                 let mut listing: Value = serde_json::from_str(&text)
-                    .map_err(|error| Error::Nft(format!("list table inet {name}: {error}")))?;
+                    .map_err(|error| Error::Nft(format!("list table {family} {name}: {error}")))?;
                 forget_counters(&mut listing);
                 Ok(Some(format!("{:016x}", fnv1a(listing.to_string().as_bytes()))))
             }
@@ -105,8 +105,9 @@ pub fn generation() -> Result<u32, Error> {
     id.map(u32::from_be_bytes).ok_or_else(|| failed(io::Error::other("no generation in the kernel's answer")))
 }
 
-/// Whether `table inet NAME` is missing for certain (`NFT_MSG_GETTABLE`): sooner known than by starting nft(8).
-pub fn missing(name: &str) -> bool {
+/// Whether `table FAMILY NAME` is missing for certain (`NFT_MSG_GETTABLE`): sooner known than by starting nft(8).
+pub fn missing(family: &str, name: &str) -> bool {
+    let family = if family == "bridge" { NFPROTO_BRIDGE } else { NFPROTO_INET };
     const GETTABLE: u16 = 1;
     const NLMSG_ERROR: u16 = 2;
     let length = (4 + name.len() + 1) as u16;
@@ -114,7 +115,7 @@ pub fn missing(name: &str) -> bool {
     attribute.extend(name.bytes());
     attribute.resize(usize::from(length).next_multiple_of(4), 0);
     // struct nlmsgerr: a negated error number behind the header.
-    let answer = ask(GETTABLE, 0, NFPROTO_INET, &attribute).and_then(|socket| socket.recv_from_full());
+    let answer = ask(GETTABLE, 0, family, &attribute).and_then(|socket| socket.recv_from_full());
     answer.is_ok_and(|(answer, _)| {
         answer.get(4..6) == Some(&NLMSG_ERROR.to_ne_bytes())
             && answer.get(16..20) == Some(&(-libc::ENOENT).to_ne_bytes())
@@ -149,6 +150,7 @@ pub fn tables() -> Result<Vec<String>, Error> {
 }
 
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_BRIDGE: u8 = 7;
 const NFTA_TABLE_NAME: u16 = 1;
 
 /// Sends a request to nf_tables; the socket has the answer. Family 0 is all.

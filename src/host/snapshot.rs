@@ -7,7 +7,7 @@ use super::journal::{Journal, Original};
 use super::netlink::{self, Address, Links, Netlink, OtherRoute};
 use super::sysctl;
 use crate::plan::{
-    ActualState, DesiredState, Family, HostFacts, Link, NftActual, PRIORITY_FROM, Route, Rule, Selector, Sysctl,
+    ActualState, DesiredState, Family, HostFacts, Link, NftTables, PRIORITY_FROM, Route, Rule, Selector, Sysctl,
     SysctlKey, TABLE_MAIN, marks, tables,
 };
 use rtnetlink::packet_route::route::RouteMessage;
@@ -91,8 +91,7 @@ impl Snapshot {
         interface: &str,
         desired: &DesiredState,
         journal: &Journal,
-        guard: NftActual,
-        filter: NftActual,
+        nft: NftTables,
     ) -> Result<ActualState, Error> {
         let tables = self.own_tables(interface, desired, journal);
         let ours = |rule: &&Rule| match rule.selector {
@@ -125,8 +124,7 @@ impl Snapshot {
             addresses,
             routes,
             rules,
-            guard,
-            filter,
+            nft,
             sysctls: self.sysctls(desired, journal)?,
             ..ActualState::default()
         })

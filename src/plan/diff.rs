@@ -27,6 +27,7 @@ pub enum Change {
     /// As `ArmGuard`.
     AddNft(NftTable),
     RemoveNft {
+        family: &'static str,
         name: String,
     },
     SetLink {
@@ -77,8 +78,9 @@ pub fn diff(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     let interface = &desired.interface;
     let mut changes = Vec::new();
 
-    changes.extend(missing(desired.guard.as_ref(), &actual.guard).map(Change::ArmGuard));
-    changes.extend(missing(desired.filter.as_ref(), &actual.filter).map(Change::AddNft));
+    changes.extend(missing(desired.guard.as_ref(), &actual.nft.guard).map(Change::ArmGuard));
+    changes.extend(missing(desired.filter.as_ref(), &actual.nft.filter).map(Change::AddNft));
+    changes.extend(missing(desired.ports.as_ref(), &actual.nft.ports).map(Change::AddNft));
     let settings = desired.link.difference(&actual.link);
     changes.extend(settings.map(|&setting| Change::SetLink { interface: interface.clone(), setting }));
     let addresses = desired.addresses.difference(&actual.addresses);
@@ -94,10 +96,13 @@ pub fn diff(desired: &DesiredState, actual: &ActualState) -> Vec<Change> {
     changes.extend(removed_routes(desired, actual));
     let addresses = actual.addresses.difference(&desired.addresses);
     changes.extend(addresses.map(|&address| Change::RemoveAddress { interface: interface.clone(), address }));
-    if desired.filter.is_none() && actual.filter != NftActual::Absent {
-        changes.push(Change::RemoveNft { name: super::nft::filter_name(interface) });
+    if desired.ports.is_none() && actual.nft.ports != NftActual::Absent {
+        changes.push(Change::RemoveNft { family: "bridge", name: super::nft::ports_name(interface) });
     }
-    if desired.guard.is_none() && actual.guard != NftActual::Absent {
+    if desired.filter.is_none() && actual.nft.filter != NftActual::Absent {
+        changes.push(Change::RemoveNft { family: "inet", name: super::nft::filter_name(interface) });
+    }
+    if desired.guard.is_none() && actual.nft.guard != NftActual::Absent {
         changes.push(Change::DisarmGuard { name: super::nft::guard_name(interface) });
     }
     changes
@@ -225,7 +230,8 @@ impl fmt::Display for Change {
         };
         let text = match self {
             Self::ArmGuard(table) | Self::AddNft(table) => format!("nft -f - <<'EOF'\n{}EOF", table.text),
-            Self::DisarmGuard { name } | Self::RemoveNft { name } => format!("nft delete table inet {name}"),
+            Self::DisarmGuard { name } => format!("nft delete table inet {name}"),
+            Self::RemoveNft { family, name } => format!("nft delete table {family} {name}"),
             Self::SetLink { interface, setting } => format!("ip link set {interface} {setting}"),
             Self::AddAddress { interface, address: net } => address("add", interface, net),
             Self::RemoveAddress { interface, address: net } => address("del", interface, net),

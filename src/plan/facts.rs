@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::Family;
 use super::firewalls::Firewalls;
+use crate::attach::Port;
 
 /// One reading of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct HostFacts {
     pub listen_port: Option<u16>,
     /// What else filters its packets.
     pub firewalls: Firewalls,
+    /// Attached containers.
+    pub ports: Vec<Port>,
 }
 
 /// A network interface.

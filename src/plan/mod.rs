@@ -47,8 +47,8 @@ mod tests;
 pub use diff::{Change, diff};
 pub use facts::{HostFacts, Link, MainRoute};
 pub use state::{
-    ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, Route, Rule, Selector, Sysctl,
-    SysctlKey,
+    ActualState, DesiredState, Family, LinkSetting, NextHop, NftActual, NftTable, NftTables, Route, Rule, Selector,
+    Sysctl, SysctlKey,
 };
 
 use crate::config::Config;
@@ -97,6 +97,7 @@ pub fn desired(config: &Config, facts: &HostFacts) -> (DesiredState, Vec<String>
     let exits = nft::Exits::new(config, facts, &mut warnings);
     state.guard = nft::guard(config);
     state.filter = Some(nft::filter(config, facts, &exits));
+    state.ports = nft::ports(&host.interface, &facts.ports);
     state.sysctls = sysctls::sysctls(config, facts, &exits, ipv6);
     state.exceptions = firewalls::exceptions(config, facts, &exits);
     state.zones = firewalls::zones(config, facts);

@@ -27,6 +27,8 @@ pub struct DesiredState {
     pub guard: Option<NftTable>,
     /// Masquerading, publishing, MSS and what the tunnel may reach.
     pub filter: Option<NftTable>,
+    /// What attached containers may send; `None` without any.
+    pub ports: Option<NftTable>,
     /// Values by key.
     pub sysctls: BTreeMap<SysctlKey, String>,
     /// In other firewalls' chains, and where.
@@ -48,10 +50,8 @@ pub struct ActualState {
     pub routes: BTreeSet<Route>,
     /// Those into our tables at our priorities, and those by our marks.
     pub rules: BTreeSet<Rule>,
-    /// The guard.
-    pub guard: NftActual,
-    /// The other table.
-    pub filter: NftActual,
+    /// The tables of nft.
+    pub nft: NftTables,
     /// Those that are desired or in the journal.
     pub sysctls: BTreeMap<SysctlKey, Sysctl>,
     /// Ours in other firewalls' chains, and whether they stand where they work.
@@ -136,13 +136,26 @@ pub enum Selector {
     Mark(u32),
 }
 
-/// An nft table of family `inet`.
+/// An nft table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NftTable {
+    /// `inet` or `bridge`.
+    pub family: &'static str,
     /// Its name.
     pub name: String,
-    /// `table inet NAME { … }`, as nft(8) reads it.
+    /// `table FAMILY NAME { … }`, as nft(8) reads it.
     pub text: String,
+}
+
+/// What is known of the nft tables in the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NftTables {
+    /// What keeps egress bridges closed.
+    pub guard: NftActual,
+    /// What a working tunnel needs.
+    pub filter: NftActual,
+    /// What attached containers may send.
+    pub ports: NftActual,
 }
 
 /// What is known of an nft table in the kernel.

@@ -26,7 +26,7 @@ fn peer(name: &str, addresses: &[&str], subnets: &[&str]) -> Peer {
 }
 
 fn bridge(subnets: &[&str], egress: Egress, allow: &[&str]) -> Bridge {
-    Bridge { name: "br0".to_owned(), subnets: nets(subnets), egress, allow: nets(allow) }
+    Bridge { name: "br0".to_owned(), subnets: nets(subnets), egress, allow: nets(allow), users: Vec::new() }
 }
 
 fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>) -> Config {
@@ -207,8 +207,11 @@ fn reached(desired: &DesiredState) -> ActualState {
         addresses: desired.addresses.clone(),
         routes: desired.routes.clone(),
         rules: desired.rules.clone(),
-        guard: intact(&desired.guard),
-        filter: intact(&desired.filter),
+        nft: NftTables {
+            guard: intact(&desired.guard),
+            filter: intact(&desired.filter),
+            ports: intact(&desired.ports),
+        },
         exceptions: desired.exceptions.keys().map(|exception| (exception.clone(), true)).collect(),
         zones: desired.zones.clone(),
         sysctls: desired.sysctls.iter().map(|(key, value)| (key.clone(), sysctl(value))).collect(),

@@ -181,6 +181,7 @@ pub fn home() -> Config {
         subnets: nets(&["10.89.2.0/24", "fd89:2::/64"]),
         egress: Egress::Peers(vec!["vps".to_owned()]),
         allow: nets(&["192.168.1.0/24"]),
+        users: Vec::new(),
     };
     let vps = peer("vps", &["10.88.0.1", "fd88::1"], &["10.89.1.0/24", "fd89:1::/64"]);
     config("home", &["10.88.0.2/24", "fd88::2/64"], br0, vec![vps])
@@ -193,6 +194,7 @@ pub fn vps() -> Config {
         subnets: nets(&["10.89.1.0/24", "fd89:1::/64"]),
         egress: Egress::Direct,
         allow: Vec::new(),
+        users: Vec::new(),
     };
     let peers = vec![
         peer("home", &["10.88.0.2", "fd88::2"], &["10.89.2.0/24", "fd89:2::/64"]),

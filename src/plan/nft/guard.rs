@@ -43,7 +43,7 @@ pub fn guard(config: &Config) -> Option<NftTable> {
             format!("oifname != \"{name}\" {ip} daddr {set} counter drop")
         }));
     }
-    let mut table = Text::new(guard_name(&config.host.interface));
+    let mut table = Text::new("inet", guard_name(&config.host.interface));
     table.base_chain("prerouting", "filter", "prerouting", "raw", &spoof);
     table.base_chain("forward", "filter", "forward", "filter - 10", &forward);
     let of_bridge = |bridge: &Bridge| errors::errors(config, &bridge.subnets, &bridge.allow);

@@ -21,6 +21,7 @@ mod errors;
 mod exits;
 mod guard;
 mod policy;
+mod ports;
 mod publish;
 mod sources;
 mod text;
@@ -31,6 +32,7 @@ pub use guard::{guard, holds};
 pub(super) use exits::outside;
 
 use super::{HostFacts, NftTable};
+use crate::attach::Port;
 use crate::config::Config;
 use text::{Text, inside, names};
 
@@ -42,6 +44,16 @@ pub fn guard_name(interface: &str) -> String {
 /// The filter's name: `meshd` or `meshd_IFACE`.
 pub fn filter_name(interface: &str) -> String {
     name("meshd", interface)
+}
+
+/// The name of the ports' table: `meshd_ports` or `meshd_ports_IFACE`.
+pub fn ports_name(interface: &str) -> String {
+    name("meshd_ports", interface)
+}
+
+/// What attached containers may send; `None` without any.
+pub fn ports(interface: &str, ports: &[Port]) -> Option<NftTable> {
+    ports::ports(ports_name(interface), ports)
 }
 
 fn name(base: &str, interface: &str) -> String {
@@ -68,7 +80,7 @@ pub(super) fn filter(config: &Config, facts: &HostFacts, exits: &Exits) -> NftTa
     forward.push(format!("iifname \"{interface}\" goto from-tunnel"));
     forward.push(format!("iifname != {} oifname \"{interface}\" goto into-tunnel", names(inside(config))));
 
-    let mut table = Text::new(filter_name(interface));
+    let mut table = Text::new("inet", filter_name(interface));
     table.base_chain("sources", "filter", "prerouting", "raw", &sources::spoofed(config));
     table.base_chain("input", "filter", "input", "filter", &[format!("iifname \"{interface}\" goto to-host")]);
     table.base_chain("back", "filter", "prerouting", "mangle", &publish::back(config));

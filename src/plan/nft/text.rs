@@ -69,14 +69,15 @@ pub(super) fn inside(config: &Config) -> BTreeSet<&str> {
 
 /// Builds the text of a table.
 pub(super) struct Text {
+    family: &'static str,
     name: String,
     text: String,
 }
 
 impl Text {
-    pub(super) fn new(name: String) -> Self {
-        let text = format!("table inet {name} {{\n");
-        Self { name, text }
+    pub(super) fn new(family: &'static str, name: String) -> Self {
+        let text = format!("table {family} {name} {{\n");
+        Self { family, name, text }
     }
 
     pub(super) fn base_chain(&mut self, name: &str, kind: &str, hook: &str, priority: &str, rules: &[String]) {
@@ -97,6 +98,6 @@ impl Text {
     }
 
     pub(super) fn finish(self) -> NftTable {
-        NftTable { name: self.name, text: self.text + "}\n" }
+        NftTable { family: self.family, name: self.name, text: self.text + "}\n" }
     }
 }

@@ -1,0 +1,102 @@
+//! A container's place on a bridge: the names and addresses of its pair of interfaces.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::{Lease, Leases};
+use crate::config::Config;
+use crate::plan::tables::fnv1a;
+
+/// Linux's IFNAMSIZ, less the byte that ends it.
+const LONGEST: usize = 15;
+const PREFIX: &str = "c-";
+/// The interface of an agent that is alone on its host.
+const USUAL: &str = "mesh0";
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+/// A port of a bridge, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The container's name.
+    pub name: String,
+    /// The bridge.
+    pub bridge: String,
+    /// The host's end of the pair.
+    pub interface: String,
+    /// The container's own Ethernet address.
+    pub mac: Mac,
+    /// The container's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whose container it is.
+    pub uid: u32,
+    /// Whose containers it reaches beside those of its own user.
+    pub reach: Vec<u32>,
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl Mac {
+    /// The address that a container's kernel gives itself (modified EUI-64, RFC 4291, appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    }
+}
+
+impl Leases {
+    /// The ports of what is attached, by name. `uid_of` looks up a user's number.
+    pub fn ports(&self, config: &Config, uid_of: impl Fn(&str) -> Option<u32>) -> Vec<Port> {
+        let attached = self.iter().filter(|(_, lease)| lease.vacant.is_none());
+        attached.map(|(name, lease)| port(config, name, lease, &uid_of)).collect()
+    }
+}
+
+fn port(config: &Config, name: &str, lease: &Lease, uid_of: impl Fn(&str) -> Option<u32>) -> Port {
+    let users =
+        config.host.bridges.iter().filter(|bridge| bridge.name == lease.bridge).flat_map(|bridge| &bridge.users);
+    let number = |user: &str| user.parse().ok().or_else(|| uid_of(user));
+    let theirs = users.filter(|user| number(&user.name) == Some(lease.uid));
+    Port {
+        name: name.to_owned(),
+        bridge: lease.bridge.clone(),
+        interface: interface(&config.host.interface, name),
+        mac: mac(config, name),
+        addresses: lease.addresses.clone(),
+        uid: lease.uid,
+        reach: theirs.flat_map(|user| &user.reach).filter_map(|user| number(user)).collect(),
+    }
+}
+
+/// The name of the host's end: `c-NAME`, or as much of it as fits with a digest of the whole.
+pub fn interface(tunnel: &str, name: &str) -> String {
+    let whole = format!("{PREFIX}{name}");
+    if tunnel == USUAL && whole.len() <= LONGEST {
+        return whole;
+    }
+    // Several agents on a host may have containers of the same name.
+    let digest = fnv1a(format!("{tunnel}/{name}").as_bytes()) & 0xffff_ffff;
+    let kept = &name[..name.len().min(LONGEST - PREFIX.len() - 9)];
+    format!("{PREFIX}{kept}-{digest:08x}")
+}
+
+/// The same for a name each time, so that its neighbours need not learn another.
+fn mac(config: &Config, name: &str) -> Mac {
+    let host = &config.host;
+    let digest = fnv1a(format!("{}/{}/{name}", host.name, host.interface).as_bytes()).to_be_bytes();
+    // Locally administered (IEEE 802, clause 8.4).
+    Mac([0x02, digest[0], digest[1], digest[2], digest[3], digest[4]])
+}
+
+/// That of the host's end: above those of other ports, as a bridge without one of its own takes the lowest.
+pub fn outside(mac: Mac) -> Mac {
+    let [_, _, a, b, c, d] = mac.0;
+    Mac([0xfe, 0xff, a, b, c, d])
+}

@@ -1,0 +1,107 @@
+//! `meshd attach --oci-hook`: what an OCI runtime says of a container that it starts.
+//!
+//! The state comes on standard input (OCI runtime specification, "State"). At the stage `createRuntime` the namespaces exist and
+//! nothing of the container has run, so its first process finds the network as it is going to be. A failure keeps the container
+//! from starting: it would run without what it was told to have.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read as _};
+
+use serde::Deserialize;
+
+use super::{Args, Failure};
+use crate::config::quote;
+
+/// What a container is asked to have, by its annotations.
+const NAME: &str = "org.meshd.name";
+const BRIDGE: &str = "org.meshd.bridge";
+const ADDRESSES: &str = "org.meshd.addresses";
+const INTERFACE: &str = "org.meshd.interface";
+const PREFIX: &str = "org.meshd.";
+/// Annotations hold labels, too.
+const LONGEST: u64 = 1 << 20;
+
+/// The state of a container.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct State {
+    id: String,
+    pid: i32,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// Reads it.
+pub(super) fn read(from: impl BufRead) -> Result<State, Failure> {
+    let mut text = Vec::new();
+    let read = from.take(LONGEST).read_to_end(&mut text);
+    read.map_err(|error| Failure::new(1, format!("attach: standard input: {error}")))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(1, format!("attach: standard input: no state of an OCI container: {error}")))
+}
+
+impl State {
+    /// Puts what it says in the place of arguments.
+    pub(super) fn fill(self, args: &mut Args) -> Result<(), Failure> {
+        let unknown =
+            |key: &&String| key.starts_with(PREFIX) && ![NAME, BRIDGE, ADDRESSES, INTERFACE].contains(&key.as_str());
+        if let Some(key) = self.annotations.keys().find(unknown) {
+            return Err(Failure::new(4, format!("attach: annotation {}: unknown", quote(key)))
+                .try_this(format!("one of {NAME}, {BRIDGE}, {ADDRESSES}, {INTERFACE}")));
+        }
+        let of = |key: &str| self.annotations.get(key).cloned();
+        for word in of(ADDRESSES).iter().flat_map(|list| list.split([',', ' '])).filter(|word| !word.is_empty()) {
+            let address = word.parse();
+            args.address.push(address.map_err(|_| {
+                Failure::new(4, format!("attach: annotation {ADDRESSES}: {}: no IP address", quote(word)))
+            })?);
+        }
+        args.container = Some(self.pid.to_string());
+        // Podman and Docker make their identifiers of 64 digits; the first twelve are what they show.
+        args.name = Some(of(NAME).unwrap_or_else(|| self.id.chars().take(12).collect()));
+        args.bridge = of(BRIDGE);
+        args.interface = of(INTERFACE).unwrap_or_else(|| args.interface.clone());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(state: &str) -> Result<Args, String> {
+        let mut args = Args { interface: "eth0".to_owned(), oci_hook: true, ..Args::default() };
+        let failure = |failure: Failure| failure.errors.join("\\n");
+        read(state.as_bytes()).and_then(|state| state.fill(&mut args)).map_err(failure)?;
+        Ok(args)
+    }
+
+    #[test]
+    fn what_a_runtime_says_takes_the_place_of_arguments() {
+        let state = r#"{"ociVersion":"1.2.0","id":"0123456789abcdef0123","status":"created","pid":4711,"bundle":"/b"}"#;
+        let args = filled(state).unwrap();
+        assert_eq!((args.container.as_deref(), args.name.as_deref()), (Some("4711"), Some("0123456789ab")));
+        let more = r#""annotations":{"org.meshd.name":"cloud","org.meshd.bridge":"br0","org.meshd.interface":"net0",
+            "org.meshd.addresses":"10.89.2.40, fd89:2::40","io.podman.x":"y"}"#;
+        let args = filled(&state.replace(r#""bundle":"/b""#, more)).unwrap();
+        assert_eq!(
+            (args.name.as_deref(), args.bridge.as_deref(), &*args.interface),
+            (Some("cloud"), Some("br0"), "net0")
+        );
+        assert_eq!(args.address, ["10.89.2.40".parse::<std::net::IpAddr>().unwrap(), "fd89:2::40".parse().unwrap()]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (state, why) in [
+            ("", "no state of an OCI container"),
+            (
+                r#"{"id":"a","pid":1,"annotations":{"org.meshd.adresses":"10.89.2.1"}}"#,
+                "\"org.meshd.adresses\": unknown",
+            ),
+            (r#"{"id":"a","pid":1,"annotations":{"org.meshd.addresses":"10.89.2"}}"#, "\"10.89.2\": no IP address"),
+        ] {
+            let said = filled(state).unwrap_err();
+            assert!(said.contains(why), "{state}: {said}");
+        }
+    }
+}

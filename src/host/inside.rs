@@ -1,0 +1,77 @@
+//! The container's end of a port, set up from within by whoever owns the container.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::{RouteMessageBuilder, packet_route::route::RouteMessage};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use super::netlink::Netlink;
+use super::port::{ContainerNamespace, index};
+use crate::plan::LinkSetting;
+
+/// What there is to set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inside {
+    /// The interface.
+    pub interface: String,
+    /// Its addresses, each with the prefix of the bridge's subnet.
+    pub addresses: Vec<IpNet>,
+    /// The bridge's own addresses, by which everything else is reached: at most one of each family.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Enters a container's network namespace for good. This process must have one thread only.
+///
+/// # Errors
+/// When it belongs to somebody else.
+pub fn enter(namespace: &ContainerNamespace) -> io::Result<()> {
+    match setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET) {
+        // Who owns the user namespace has all capabilities once inside, and before that none.
+        Err(nix::errno::Errno::EPERM) => {
+            setns(namespace.users()?, CloneFlags::CLONE_NEWUSER)?;
+            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        }
+        other => other?,
+    }
+    Ok(())
+}
+
+/// Gives the interface of this namespace its addresses and routes. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// What the kernel refused.
+pub async fn set_up(inside: &Inside) -> Result<(), Error> {
+    let netlink = Netlink::open()?;
+    let name = &inside.interface;
+    let gone = || Error::Netlink { what: format!("interface {name}"), source: io::ErrorKind::NotFound.into() };
+    let (interface, loopback) = (index(name).ok_or_else(gone)?, index("lo").ok_or_else(gone)?);
+    for (index, what) in [(loopback, "lo"), (interface, name)] {
+        let up = netlink.set_link(index, LinkSetting::Up).await;
+        up.map_err(|error| Error::netlink(format!("ip link set {what} up"), error))?;
+    }
+    for &net in &inside.addresses {
+        let added = netlink.add_address(interface, net).await;
+        added.map_err(|error| Error::netlink(format!("ip address add {net} dev {name}"), error))?;
+    }
+    for &gateway in &inside.gateways {
+        let added = netlink.handle().route().add(default_route(gateway, interface)).replace().execute().await;
+        added.map_err(|error| Error::netlink(format!("ip route replace default via {gateway}"), error))?;
+    }
+    Ok(())
+}
+
+fn default_route(gateway: IpAddr, interface: u32) -> RouteMessage {
+    match gateway {
+        IpAddr::V4(gateway) => {
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway).output_interface(interface).build()
+        }
+        IpAddr::V6(gateway) => {
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway).output_interface(interface).build()
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! `meshd attach`: containers of root and of users without privileges, on the bridge of the home host.
+
+mod lab;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::time::Instant;
+
+use lab::host::{Host, describe};
+use lab::netns::Namespace;
+use lab::snapshot::Snapshot;
+use lab::{Lab, PROXY, secs, wait_for};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Users without a name in /etc/passwd, so that no two tests meet.
+const CLOUD: u32 = 64_001;
+const VAULT: u32 = 64_002;
+const NOBODY: u32 = 64_003;
+
+const GRANTS: &str = "
+[bridge.users.64001]
+containers = 2
+addresses = [\"10.89.2.32/28\"]
+
+[bridge.users.64002]
+";
+
+/// A process in a network namespace of its own; a user's is in a user namespace of theirs too.
+struct Container {
+    child: Child,
+    namespace: Namespace,
+}
+
+impl Container {
+    fn start(host: &Host, uid: u32) -> Self {
+        let mut command = as_user(host, uid, "unshare");
+        command.args(if uid == 0 { &["--net"][..] } else { &["--map-root-user", "--net"] });
+        let child = command.args(["sleep", "300"]).spawn().expect("unshare");
+        let path = PathBuf::from(format!("/proc/{}/ns/net", child.id()));
+        wait_for("a container", secs(5), || {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", child.id())).ok()?;
+            (comm == "sleep\n").then_some(())
+        });
+        Self { namespace: Namespace::open(&path), child }
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+}
+
+impl std::ops::Deref for Container {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program that a user will run on the host.
+fn as_user(host: &Host, uid: u32, program: impl AsRef<Path>) -> Command {
+    if uid == 0 {
+        return host.command(program.as_ref());
+    }
+    let (mut command, uid) = (host.command("setpriv"), uid.to_string());
+    command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(program.as_ref());
+    command
+}
+
+/// The lab, whose home host lets users attach containers, and a binary that they can read.
+struct Attaching {
+    lab: Lab,
+    binary: PathBuf,
+}
+
+impl Attaching {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let binary = lab.path("meshd");
+        fs::copy(env!("CARGO_BIN_EXE_meshd"), &binary).expect("the binary");
+        fs::set_permissions(lab.path(""), PermissionsExt::from_mode(0o755)).expect("chmod");
+        fs::set_permissions(lab.home.config("..").as_path(), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let text = lab.home.read("meshd.toml");
+        lab.home.write("meshd.toml", &format!("{text}{GRANTS}"));
+        lab.start();
+        Self { lab, binary }
+    }
+
+    fn try_meshd(&self, uid: u32, args: &[&str]) -> Output {
+        let run = self.lab.home.run_file("");
+        as_user(&self.lab.home, uid, &self.binary).args(args).env("MESHD_RUN_DIR", run).output().expect("meshd")
+    }
+
+    fn meshd(&self, uid: u32, args: &[&str]) -> String {
+        let output = self.try_meshd(uid, args);
+        assert!(output.status.success(), "uid {uid}$ meshd {args:?}: {}", describe(&output));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Standard error of what must be refused.
+    fn refused(&self, uid: u32, args: &[&str]) -> String {
+        let output = self.try_meshd(uid, args);
+        assert_eq!(output.status.code(), Some(4), "uid {uid}$ meshd {args:?}: {}", describe(&output));
+        String::from_utf8(output.stderr).expect("text")
+    }
+
+    /// Attaches a container; its addresses.
+    fn attach(&self, uid: u32, container: &Container, name: &str) -> [String; 2] {
+        let said = self.meshd(uid, &["attach", &container.pid(), "--name", name, "--json"]);
+        let said: Value = serde_json::from_str(&said).expect("JSON");
+        [0, 1].map(|index| {
+            let net = said["addresses"][index].as_str().unwrap_or_else(|| panic!("{said}"));
+            net.split('/').next().expect("an address").to_owned()
+        })
+    }
+
+    fn list(&self, uid: u32) -> Vec<Value> {
+        serde_json::from_str(&self.meshd(uid, &["attach", "--list", "--json"])).expect("JSON")
+    }
+
+    fn is_attached(&self, name: &str) -> bool {
+        self.list(0).iter().any(|one| one["name"] == name && one["attached"] == true)
+    }
+}
+
+#[test]
+fn a_user_attaches_their_own_container() {
+    let test = Attaching::new();
+    let container = Container::start(&test.lab.home, CLOUD);
+    let [v4, v6] = test.attach(CLOUD, &container, "cloud");
+    let last: u8 = v4.strip_prefix("10.89.2.").and_then(|last| last.parse().ok()).expect("of the subnet");
+    assert!((32..48).contains(&last), "as granted: {v4}");
+    assert_eq!(v6, format!("fd89:2::{last:x}"));
+    // Its gateway, a container of another host by the tunnel, and one that was there before.
+    for address in ["10.89.2.1", "fd89:2::1", PROXY, "fd89:1::10", "10.89.2.10"] {
+        assert!(container.ping(address), "{address}");
+    }
+    // And the other way round.
+    for address in [&v4, &v6] {
+        assert!(test.lab.proxy.ping(address), "{address}");
+    }
+    let listed = test.list(CLOUD);
+    assert_eq!((&listed[0]["name"], &listed[0]["attached"]), (&"cloud".into(), &true.into()));
+    assert!(test.list(VAULT).is_empty(), "what is another's is not shown");
+    test.meshd(CLOUD, &["detach", "cloud"]);
+    assert!(test.list(0).is_empty());
+    assert!(!container.run("ip -br link").contains("eth0"));
+}
+
+#[test]
+fn everything_else_is_refused_with_a_reason() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let [own, second, third] = [CLOUD; 3].map(|uid| Container::start(home, uid));
+    let (other, roots) = (Container::start(home, VAULT), Container::start(home, 0));
+    let [taken, _] = test.attach(CLOUD, &own, "own");
+    let before = test.list(0);
+    for (uid, container, more, why) in [
+        (CLOUD, &other, &[][..], "Permission denied"),
+        (CLOUD, &roots, &[], "Permission denied"),
+        (NOBODY, &second, &[], "Permission denied"),
+    ] {
+        // The kernel does not even let them open another's namespace.
+        let output = test.try_meshd(uid, &[&["attach", &container.pid(), "--name", "x"], more].concat());
+        assert!(!output.status.success() && describe(&output).contains(why), "{}", describe(&output));
+    }
+    for (uid, container, more, why) in [
+        (CLOUD, &second, &["--address", &*taken][..], "container own has it"),
+        (CLOUD, &second, &["--address", "10.89.2.10"], "not among those that you may use: 10.89.2.32/28"),
+        (CLOUD, &second, &["--address", "10.89.1.7"], "not in bridge br0"),
+        (CLOUD, &second, &["--bridge", "br7"], "not in meshd.toml, where there are: br0"),
+        (CLOUD, &second, &["--interface", "a/b"], "interface"),
+        (VAULT, &other, &["--name", "own"], "another user's container has this name"),
+        (CLOUD, &second, &["--name", "own"], "a container of this name is attached to br0"),
+        (CLOUD, &second, &["--name", "Bad name"], "expected 1 to 63 of a-z"),
+        (0, &roots, &["--address", "10.89.2.10"], "somebody on the bridge has it"),
+    ] {
+        let name: &[&str] = if more[0] == "--name" { &[] } else { &["--name", "x"] };
+        let said = test.refused(uid, &[&["attach", &container.pid()], name, more].concat());
+        assert!(said.contains(why), "{more:?}: {said}");
+        assert_eq!(test.list(0), before, "nothing was done");
+    }
+    test.attach(CLOUD, &second, "second");
+    let said = test.refused(CLOUD, &["attach", &third.pid(), "--name", "third"]);
+    assert!(said.contains("may have 2 attached to bridge br0, and has: own, second"), "{said}");
+    let stranger = Container::start(home, NOBODY);
+    let said = test.refused(NOBODY, &["attach", &stranger.pid(), "--name", "x"]);
+    assert!(said.contains("may attach no container to any bridge") && said.contains("[bridge.users.64003]"), "{said}");
+    assert!(test.refused(VAULT, &["detach", "own"]).contains("another user's container"));
+    assert!(test.refused(VAULT, &["detach", "nothing"]).contains("no container of this name"));
+}
+
+#[test]
+fn a_container_that_ends_leaves_and_comes_back_to_its_addresses() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let first = Container::start(home, CLOUD);
+    let addresses = test.attach(CLOUD, &first, "cloud");
+    drop(first);
+    wait_for("it has left", secs(2), || (!test.is_attached("cloud")).then_some(()));
+    assert!(!home.run("ip -br link").contains("c-cloud"));
+    assert!(!home.try_run("nft list table bridge meshd_ports").status.success(), "no rules without ports");
+    let again = Container::start(home, CLOUD);
+    assert_eq!(test.attach(CLOUD, &again, "cloud"), addresses);
+    assert!(again.ping(PROXY));
+}
+
+#[test]
+fn an_agent_that_is_killed_finds_its_containers_again() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let (stays, ends) = (Container::start(home, CLOUD), Container::start(home, CLOUD));
+    let addresses = test.attach(CLOUD, &stays, "stays");
+    test.attach(CLOUD, &ends, "ends");
+    let index = home.run("cat /sys/class/net/c-stays/ifindex");
+    home.end(Signal::SIGKILL);
+    assert!(stays.ping("10.89.2.1"), "it needs no agent to reach its gateway");
+    drop(ends);
+    home.up();
+    wait_for("what ended meanwhile is gone", secs(2), || (!test.is_attached("ends")).then_some(()));
+    assert_eq!(home.run("cat /sys/class/net/c-stays/ifindex"), index, "its port was not touched");
+    wait_for("the tunnel is back", secs(20), || stays.ping(PROXY).then_some(()));
+    assert!(test.lab.proxy.ping(&addresses[0]));
+    drop(stays);
+    wait_for("its end is noticed", secs(2), || (!test.is_attached("stays")).then_some(()));
+}
+
+#[test]
+fn nobody_speaks_under_an_address_of_another() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let (cloud, vault) = (Container::start(home, CLOUD), Container::start(home, VAULT));
+    test.attach(CLOUD, &cloud, "cloud");
+    let [of_vault, of_vault6] = test.attach(VAULT, &vault, "vault");
+    let own_mac = cloud.run("ip -br link show eth0 | awk '{print $3}'");
+    assert!(cloud.ping("10.89.2.1") && cloud.ping("fd89:2::1"));
+    // Other users' containers, on the bridge and by way of the host.
+    assert!(!cloud.ping(&of_vault) && !cloud.ping(&of_vault6));
+    cloud.run(&format!("ip route add {of_vault}/32 via 10.89.2.1 && ip -6 route add {of_vault6}/128 via fd89:2::1"));
+    assert!(!cloud.ping(&of_vault) && !cloud.ping(&of_vault6), "by way of the gateway");
+    // Their addresses, free ones, and another Ethernet address.
+    for (add, from, to) in [
+        (format!("ip address add {of_vault}/32 dev eth0"), of_vault.as_str(), "10.89.2.1"),
+        ("ip address add 10.89.2.99/32 dev eth0".to_owned(), "10.89.2.99", "10.89.2.1"),
+        (format!("ip address add {of_vault6}/128 dev eth0 nodad"), of_vault6.as_str(), "fd89:2::1"),
+        ("ip address add fd89:2::99/128 dev eth0 nodad".to_owned(), "fd89:2::99", "fd89:2::1"),
+    ] {
+        cloud.run(&add);
+        assert!(!cloud.try_run(&format!("ping -c1 -W1 -I {from} {to}")).status.success(), "{from}");
+    }
+    assert!(vault.ping("10.89.2.1") && vault.ping("fd89:2::1"), "whose neighbours believe none of it");
+    cloud.run("ip link set eth0 address 02:00:00:00:00:01");
+    assert!(!cloud.ping("10.89.2.1"));
+    cloud.run(&format!("ip link set eth0 address {own_mac}"));
+    wait_for("as before", secs(5), || cloud.ping("10.89.2.1").then_some(()));
+}
+
+#[test]
+fn users_that_were_given_each_other_reach_each_other() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    home.replace("meshd.toml", "[bridge.users.64002]\n", "[bridge.users.64002]\nreach = [\"64001\"]\n");
+    home.meshd(&["reload"]);
+    let (cloud, vault) = (Container::start(home, CLOUD), Container::start(home, VAULT));
+    let [of_cloud, of_cloud6] = test.attach(CLOUD, &cloud, "cloud");
+    let [of_vault, of_vault6] = test.attach(VAULT, &vault, "vault");
+    assert!(cloud.ping(&of_vault) && cloud.ping(&of_vault6) && vault.ping(&of_cloud) && vault.ping(&of_cloud6));
+    home.replace("meshd.toml", "reach = [\"64001\"]\n", "");
+    home.meshd(&["reload"]);
+    assert!(!cloud.ping(&of_vault) && !vault.ping(&of_cloud6), "taken back by a reload");
+}
+
+#[test]
+fn two_hundred_cycles_leave_nothing() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let container = Container::start(home, CLOUD);
+    let (before, begun) = (Snapshot::of(home), Instant::now());
+    for n in 0..200 {
+        test.attach(CLOUD, &container, &format!("c{}", n % 7));
+        test.meshd(CLOUD, &["detach", &format!("c{}", n % 7)]);
+    }
+    println!("{:?} a cycle", begun.elapsed() / 200);
+    before.assert_same(&Snapshot::of(home), "after 200 cycles");
+    assert!(test.list(0).is_empty());
+    home.down();
+    let state = fs::read_to_string(home.state_file("attached.json")).expect("a file");
+    assert!(!state.contains("\"c"), "{state}");
+}
+
+#[test]
+fn down_takes_all_ports_away() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    home.down();
+    let before = Snapshot::of(home);
+    let container = Container::start(home, 0);
+    for kill in [false, true] {
+        home.up();
+        test.attach(0, &container, "roots");
+        assert!(container.ping("10.89.2.1"));
+        if kill {
+            home.end(Signal::SIGKILL);
+        }
+        home.down();
+        before.assert_same(&Snapshot::of(home), "after down");
+    }
+}
+
+#[test]
+fn a_hundred_containers_are_attached_in_no_time() {
+    let lab = Lab::release();
+    let home = &lab.home;
+    lab.start();
+    let containers: Vec<Container> = (0..100).map(|_| Container::start(home, 0)).collect();
+    let mut times: Vec<_> = containers
+        .iter()
+        .enumerate()
+        .map(|(n, container)| {
+            let begun = Instant::now();
+            home.meshd(&["attach", &container.pid(), "--name", &format!("c{n}")]);
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("attached within {:?} (median), {:?} at most", times[50], times[99]);
+    assert!(containers.iter().all(|container| container.ping("10.89.2.1")));
+    // On a machine that does nothing else it is a third of that.
+    assert!(times[50] < std::time::Duration::from_millis(150), "{:?}", times[50]);
+}
