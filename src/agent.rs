@@ -27,8 +27,10 @@ pub mod join;
 mod leaks;
 mod mail;
 mod measure;
+mod names;
 mod news;
 mod path;
+mod resolved;
 mod rotate;
 mod running;
 mod sessions;
@@ -61,6 +63,7 @@ use endpoints::Endpoints;
 use enroll::Invitations;
 pub use leaks::{LeaktestOptions, leaktest};
 use mail::Mail;
+use names::Names;
 use news::Rosters;
 use path::Paths;
 use rotate::Rotations;
@@ -200,6 +203,9 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, inherited: Inherited, ready_on_s
         () = running.follow_rotations() => {}
         () = running.exchange_news() => {}
         () = running.follow_news() => {}
+        () = running.serve_names() => {}
+        () = running.tell_names() => {}
+        () = running.tell_resolved() => {}
         () = running.remember_sessions() => {}
         () = running.feed_watchdog() => {}
         () = running.watch_containers() => {}
@@ -272,6 +278,7 @@ async fn start(
         rotations: Rotations::default(),
         rosters,
         sessions,
+        names: Names::new(attachments.watch()),
         attachments,
         ending: watch::channel(false).0,
     })

@@ -7,8 +7,8 @@
 //! | `cli` | one file a command; prints, never decides |
 //! | `agent` | the supervisor |
 //! | `failure`, `clock` | how a command fails; the time of day |
-//! | `control`, `dataplane`, `host`, `store`, `owner` | the shell: sockets, threads, the kernel, files and whose they are |
-//! | `enroll`, `mesh`, `doctor`, `plan`, `tunnel`, `express`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
+//! | `control`, `dataplane`, `host`, `resolver`, `store`, `owner` | the shell: sockets, threads, the kernel, files and whose they are |
+//! | `attach`, `enroll`, `mesh`, `names`, `doctor`, `plan`, `tunnel`, `express`, `bench`, `leaktest`, `wgquick`, `config`, `channel`, `packet`, `key` | the core: pure, `now` is an argument |
 
 pub mod agent;
 pub mod attach;
@@ -27,9 +27,11 @@ pub mod host;
 pub mod key;
 pub mod leaktest;
 pub mod mesh;
+pub mod names;
 pub mod owner;
 pub mod packet;
 pub mod plan;
+pub mod resolver;
 pub mod store;
 pub mod tunnel;
 pub mod wgquick;

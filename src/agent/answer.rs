@@ -47,6 +47,7 @@ impl Running {
                 };
                 serde_json::to_vec(&answer).ok()
             }
+            Kind::Names => self.take_names(letter),
             // The others take longer (see `mail`), or are no requests.
             _ => None,
         }

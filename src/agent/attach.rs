@@ -28,6 +28,7 @@ use crate::host::inside::Inside;
 use crate::host::port::{self, ContainerNamespace};
 use crate::host::process::{self, Process};
 use crate::host::{self, Reconciler, Surroundings};
+use crate::names::Attached;
 
 /// The file's name in the state folder.
 const FILE: &str = "attached.json";
@@ -44,17 +45,6 @@ pub(super) struct Attachments {
     news: Mutex<mpsc::UnboundedReceiver<(String, u64, OwnedFd)>>,
     /// What there is, for whoever names it.
     shown: watch::Sender<Arc<[Attached]>>,
-}
-
-/// A container that has a name in the mesh.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
-    /// Its name on this host.
-    pub name: String,
-    /// The bridge.
-    pub bridge: String,
-    /// In each subnet of the bridge.
-    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Default)]

@@ -17,6 +17,7 @@ use super::egress::Exits;
 use super::endpoints::{self, Endpoints};
 use super::enroll::Invitations;
 use super::mail::Mail;
+use super::names::Names;
 use super::news::Rosters;
 use super::path::Paths;
 use super::rotate::Rotations;
@@ -67,6 +68,8 @@ pub(super) struct Running {
     pub(super) sessions: Sessions,
     /// Containers on the bridges.
     pub(super) attachments: Attachments,
+    /// Of hosts and containers.
+    pub(super) names: Names,
     /// Set to end the process.
     pub(super) ending: watch::Sender<bool>,
 }
@@ -146,6 +149,7 @@ impl Running {
                 (applied, warnings)
             }
         };
+        self.names.look();
         news.retain(|actor| !reconciler.started(actor));
         let now = Instant::now();
         for line in rivals.note(&changes, &news, now) {
@@ -194,6 +198,7 @@ impl Running {
         }));
         *self.shown() = Shown { config: Arc::clone(new), warnings: outcome.warnings.clone() };
         self.rosters.configured();
+        self.names.look();
         Ok(api::Reloaded { changes, warnings: outcome.warnings })
     }
 
@@ -285,6 +290,7 @@ impl control::Agent for Running {
         warnings.extend(self.invitation_warnings().await);
         warnings.extend(self.rotation_warnings());
         warnings.extend(self.news_warnings());
+        warnings.extend(self.names.warnings());
         api::Status {
             name: config.host.name.clone(),
             interface: config.host.interface.clone(),
@@ -297,6 +303,7 @@ impl control::Agent for Running {
             peers,
             bridges,
             drops: self.drops(),
+            names: self.names.shown(),
             warnings,
         }
     }

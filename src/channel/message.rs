@@ -53,6 +53,8 @@ pub enum Kind {
     Rotate = 8,
     /// Agrees on keys for data: see [`crate::express`]. Taken by the tunnel itself, and neither repeated nor answered here.
     Express = 9,
+    /// Names of containers: see [`crate::names::Request`].
+    Names = 10,
 }
 
 impl Kind {
@@ -72,6 +74,7 @@ impl Kind {
             7 => Self::Direct,
             8 => Self::Rotate,
             9 => Self::Express,
+            10 => Self::Names,
             _ => return None,
         })
     }

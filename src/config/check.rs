@@ -27,6 +27,7 @@ pub(super) fn check(config: &Config, files: &Files, lines: &FileLines) -> Result
     check.endpoints();
     check.published();
     check.relays();
+    check.names();
     check.problems.into_result()
 }
 
@@ -352,6 +353,37 @@ impl Check<'_> {
         for peer in &config.peers {
             if let Some(message) = inside(&peer.endpoint) {
                 self.peer_problem(peer, "endpoint", message);
+            }
+        }
+    }
+
+    /// Each name is one container's, on a bridge of this host.
+    fn names(&mut self) {
+        let host = &self.config.host;
+        let Some(names) = &host.names else { return };
+        for (index, server) in names.upstream.iter().enumerate() {
+            if host.addresses.iter().any(|net| net.addr() == *server) {
+                let message = format!("names: upstream {} is this host itself", quote(&server.to_string()));
+                self.host_problem(&format!("names.upstream[{index}]"), message);
+            }
+        }
+        let subnets = || host.bridges.iter().flat_map(|bridge| &bridge.subnets);
+        for (at, container) in names.containers.iter().enumerate() {
+            let (key, name) = (format!("names.container[{at}]"), quote(&container.name));
+            if names.containers[..at].iter().any(|other| other.name == container.name) {
+                self.host_problem(&format!("{key}.name"), format!("container {name} is named twice"));
+            }
+            for (index, addr) in container.addresses.iter().enumerate() {
+                if !subnets().any(|net| net.contains(addr)) {
+                    let known = match subnets().next() {
+                        None => "there is none".to_owned(),
+                        Some(_) => format!("these are: {}", list_of_names(subnets())),
+                    };
+                    let addr = quote(&addr.to_string());
+                    let message =
+                        format!("container {name}: addresses {addr} is in no subnet of a [[bridge]]; {known}");
+                    self.host_problem(&format!("{key}.addresses[{index}]"), message);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use zeroize::Zeroize as _;
 
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
-use super::{Bridge, Config, Egress, Exit, Host, Lan, Peer, Publish, User, allow, check, value};
+use super::{Bridge, Config, Egress, Exit, Host, Lan, NamedContainer, Names, Peer, Publish, User, allow, check, value};
 use crate::key::{KeyError, NextKeys, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
@@ -123,6 +123,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
         let exit = reader.section(&mut top, "exit").map(|at| exit(reader, at));
         let publish =
             reader.sections(&mut top, "publish").into_iter().map(|at| publish(reader, at)).collect::<Vec<_>>();
+        let names = reader.section(&mut top, "names").map(|at| names(reader, at));
         reader.finish(&top);
         Some(Host {
             name: name?,
@@ -139,6 +140,7 @@ fn host(source: &SourceFile, lines: &mut FileLines, problems: &mut Problems) -> 
             publish: publish.into_iter().flatten().collect(),
             domain: domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
             express: express.unwrap_or(true),
+            names,
         })
     })
 }
@@ -237,6 +239,27 @@ fn exit(reader: &mut Reader<'_>, mut at: Section<'_>) -> Exit {
     }
     reader.finish(&at);
     Exit { peers: peers.unwrap_or_default(), interface, egress }
+}
+
+fn names(reader: &mut Reader<'_>, mut at: Section<'_>) -> Names {
+    let upstream = reader.strings(&mut at, "upstream", value::name_server);
+    let containers = reader.sections(&mut at, "container").into_iter().map(|at| named(reader, at)).collect::<Vec<_>>();
+    reader.finish(&at);
+    Names { upstream: upstream.unwrap_or_default(), containers: containers.into_iter().flatten().collect() }
+}
+
+fn named(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<NamedContainer> {
+    let name = reader.required(&mut at, "name", "\"nextcloud\"", value::name);
+    if let Some(name) = &name {
+        at.context = format!("container {}: ", quote(name));
+    }
+    let addresses = reader.strings(&mut at, "addresses", value::address);
+    if addresses.is_none() {
+        let line = at.line();
+        reader.problem(line, format!("{}missing addresses; write addresses = [\"10.89.2.10\"]", at.context));
+    }
+    reader.finish(&at);
+    Some(NamedContainer { name: name?, addresses: addresses? })
 }
 
 fn publish(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Publish> {

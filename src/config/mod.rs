@@ -76,6 +76,26 @@ pub struct Host {
     pub domain: String,
     /// Whether data may go under express keys, where both sides can.
     pub express: bool,
+    /// What is answered to those who ask for names; `None` answers nobody.
+    pub names: Option<Names>,
+}
+
+/// The name server on this host's bridges.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Name servers for all that is not of the mesh, the preferred one first; none refuses it.
+    pub upstream: Vec<IpAddr>,
+    /// Containers on this host's bridges that `meshd attach` has not put there.
+    pub containers: Vec<NamedContainer>,
+}
+
+/// A container with an address that does not change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedContainer {
+    /// One label.
+    pub name: String,
+    /// In subnets of this host's bridges.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A container bridge of this host.

@@ -1,5 +1,7 @@
 //! Each error's exact text, and that nothing makes the parser panic.
 
+mod names;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -107,6 +109,7 @@ to = "10.89.2.10:443"
     let phone = peer(PHONE, phone);
     let config = parse(&files(host, &[("vps", vps), ("phone", phone)])).unwrap();
     let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let exit = Some(Exit { peers: vec!["phone".into()], interface: Some("eth0".into()), egress: Egress::Direct });
     assert_eq!(
         config,
         Config {
@@ -127,11 +130,7 @@ to = "10.89.2.10:443"
                     users: Vec::new(),
                 }],
                 lans: vec![Lan { subnet: net("192.168.1.0/24"), interface: "eth0".into(), masquerade: false }],
-                exit: Some(Exit {
-                    peers: vec!["phone".into()],
-                    interface: Some("eth0".into()),
-                    egress: Egress::Direct
-                }),
+                exit,
                 publish: vec![Publish {
                     protocol: Protocol::Tcp,
                     ports: 443.into(),
@@ -139,6 +138,7 @@ to = "10.89.2.10:443"
                 }],
                 domain: "mesh".to_owned(),
                 express: false,
+                names: None,
             },
             private_key: OWN.parse().unwrap(),
             peers: vec![
@@ -225,7 +225,7 @@ to = "10.89.2.10"
             "meshd.toml:4: listen_port 70000: expected 0 to 65535; 0 picks one",
             "meshd.toml:5: mtu: expected a whole number, found the string \"1420\"",
             "meshd.toml:6: unknown key \"colour\"; known keys: name, interface, addresses, listen_port, endpoint, mtu, \
-             workers, copy_dscp, domain, express, bridge, lan, exit, publish",
+             workers, copy_dscp, domain, express, bridge, lan, exit, publish, names",
             "meshd.toml:8: bridge \"br0\": missing subnets; write subnets = [\"10.89.2.0/24\"]",
             "meshd.toml:10: bridge \"br0\": unknown key \"subnet\"; did you mean subnets?",
             "meshd.toml:11: bridge \"br0\": egress: expected a string or a list of strings, found true",

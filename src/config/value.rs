@@ -135,10 +135,23 @@ pub fn host_address(text: &str) -> Result<IpNet, String> {
 /// A peer's address inside the mesh.
 pub fn address(text: &str) -> Result<IpAddr, String> {
     let addr = text.parse::<IpAddr>().map_err(|_| match text.parse::<IpNet>() {
-        Ok(net) => format!("a peer's address has no prefix length; write {}", net.addr()),
+        Ok(net) => format!("a single address has no prefix length; write {}", net.addr()),
         Err(_) => "expected an address such as 10.88.0.1 or fd88::1".into(),
     })?;
     host(addr).map(|()| addr)
+}
+
+/// A name server for what is not of the mesh.
+pub fn name_server(text: &str) -> Result<IpAddr, String> {
+    let addr = text.parse::<IpAddr>().map_err(|_| "expected an address such as 9.9.9.9 or 2620:fe::fe".to_owned())?;
+    if addr.is_loopback() {
+        // It would ask under this host's own address, whatever the bridge's egress is.
+        return Err("is this host itself; write the name server that it asks".into());
+    }
+    match SPECIAL.iter().find(|(special, _)| special.contains(&addr)) {
+        Some((_, what)) => Err(format!("{what}; expected an address such as 9.9.9.9 or 2620:fe::fe")),
+        None => Ok(addr),
+    }
 }
 
 /// `HOST:PORT`.
@@ -419,7 +432,7 @@ mod tests {
             &[
                 ("10.88.0.1", ""),
                 ("fd88::1", ""),
-                ("10.88.0.1/24", "a peer's address has no prefix length; write 10.88.0.1"),
+                ("10.88.0.1/24", "a single address has no prefix length; write 10.88.0.1"),
                 (
                     "127.0.0.1",
                     "127.0.0.0/8 is each host's own loopback; expected one host's address such as 10.88.0.2 or fd88::2",
@@ -461,6 +474,22 @@ mod tests {
                 ("10.89.2.10", "no port; write 10.89.2.10:443"),
                 ("10.89.2.10:0", "port 0 cannot be reached; expected 1 to 65535"),
                 ("nextcloud:443", "expected ADDRESS:PORT such as 10.89.2.10:443 or [fd89:2::10]:443"),
+            ],
+        );
+    }
+
+    #[test]
+    fn name_servers() {
+        table(
+            name_server,
+            &[
+                ("9.9.9.9", ""),
+                ("2620:fe::fe", ""),
+                ("10.89.1.53", ""),
+                ("127.0.0.53", "is this host itself; write the name server that it asks"),
+                ("::1", "is this host itself; write the name server that it asks"),
+                ("9.9.9.9:53", "expected an address such as 9.9.9.9 or 2620:fe::fe"),
+                ("fe80::1", "fe80::/10 is link-local; expected an address such as 9.9.9.9 or 2620:fe::fe"),
             ],
         );
     }

@@ -40,8 +40,39 @@ pub struct Status {
     /// Packets that went nowhere.
     #[serde(default)]
     pub drops: Drops,
+    /// The name server; `None` when it is off.
+    #[serde(default)]
+    pub names: Option<NamesStatus>,
     /// What needs the operator's eye, one line each.
     pub warnings: Vec<String>,
+}
+
+/// The name server of [`Status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesStatus {
+    /// What the names end in.
+    pub domain: String,
+    /// Where it answers.
+    pub listen: Vec<NamesListener>,
+    /// Hosts and containers of the mesh, in the order of their names.
+    pub known: Vec<KnownName>,
+}
+
+/// An address on port 53, by one interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct NamesListener {
+    pub address: IpAddr,
+    pub interface: String,
+}
+
+/// A name and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownName {
+    /// Whole, without a dot at its end.
+    pub name: String,
+    /// Both families.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Packets that went nowhere since the agent started, by cause.

@@ -81,6 +81,7 @@ pub(crate) fn status() -> api::Status {
             guard: api::Guard::Armed,
         }],
         drops: api::Drops { spoofed: 3, socket_overflow: 12_345, ..api::Drops::default() },
+        names: None,
         warnings: vec!["peer phone: has no endpoint and was never heard of".to_owned()],
     }
 }

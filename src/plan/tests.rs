@@ -6,6 +6,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::*;
+use crate::attach::{Mac, Port};
 use crate::config::{Allow, Bridge, Config, Egress, Exit, Host, Lan, Peer, PortRange, Protocol, Publish};
 use crate::key::PrivateKey;
 
@@ -45,6 +46,7 @@ fn config(name: &str, addresses: &[&str], bridges: Vec<Bridge>, peers: Vec<Peer>
         publish: Vec::new(),
         domain: "mesh".to_owned(),
         express: true,
+        names: None,
     };
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }
@@ -130,6 +132,26 @@ fn the_documentation_shows_the_plan_as_it_is() {
 #[test]
 fn the_vps_of_the_example() {
     check("vps.txt", &vps(), &vps_facts());
+}
+
+/// Two users' containers, of whom the first is given the second's to reach.
+#[test]
+fn the_vps_with_attached_containers() {
+    let port = |number: u8, uid: u32, addresses: &[&str], reach: &[u32]| Port {
+        name: format!("c{number}"),
+        bridge: "br0".to_owned(),
+        interface: format!("c-c{number}"),
+        mac: Mac([2, 0, 0, 0, 0, number]),
+        addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
+        uid,
+        reach: reach.to_vec(),
+    };
+    let ports = vec![
+        port(1, 1001, &["10.89.1.10", "fd89:1::10"], &[1002]),
+        port(2, 1002, &["10.89.1.11", "fd89:1::11"], &[]),
+        port(3, 1003, &["10.89.1.12"], &[]),
+    ];
+    check("containers.txt", &vps(), &HostFacts { ports, ..vps_facts() });
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod cgroup;
+pub mod dns;
 pub mod dump;
 pub mod express;
 pub mod firewalls;

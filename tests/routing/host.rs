@@ -170,6 +170,7 @@ fn config(name: &str, addresses: &[&str], bridge: Bridge, peers: Vec<Peer>) -> C
         publish: Vec::new(),
         domain: "mesh".to_owned(),
         express: true,
+        names: None,
     };
     Config { host, private_key: PrivateKey::generate().unwrap(), peers }
 }

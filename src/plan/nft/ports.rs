@@ -11,74 +11,80 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::super::NftTable;
-use super::text::{Text, chain_name, names};
+use super::text::{Text, names};
 use crate::attach::Port;
 
 /// `dstnat` and earlier are bridge netfilter's and others' (NF_BR_PRI_NAT_DST_BRIDGED is -300).
 const EARLY: &str = "-310";
 
-/// The table of family `bridge`; `None` without containers.
+/// The table of family `bridge`; `None` without containers. A port is elements of sets, not a chain of its own: a hundred
+/// chains take nft(8) four times as long.
 pub(super) fn ports(name: String, ports: &[Port]) -> Option<NftTable> {
     if ports.is_empty() {
         return None;
     }
     let mut table = Text::new("bridge", name);
-    for port in ports {
-        table.chain(&of_port(port), &from(port));
-    }
+    sets(&mut table, ports);
+    table.chain("from", &FROM.map(str::to_owned));
     let users: BTreeSet<u32> = ports.iter().map(|port| port.uid).collect();
     for &uid in &users {
-        let (near, far): (Vec<&Port>, Vec<&Port>) = ports.iter().partition(|port| reaches(ports, uid, port));
-        debug_assert!(!near.is_empty(), "one's own");
-        table.chain(&format!("across-{uid}"), &across(&far));
-        table.chain(&format!("routed-{uid}"), &routed(&far));
+        let near: Vec<&Port> = ports.iter().filter(|port| reaches(ports, uid, port)).collect();
+        table.chain(&format!("across-{uid}"), &[across(&near)]);
+        table.chain(&format!("routed-{uid}"), &routed(&near));
     }
-    let jump = |port: &Port| format!("\"{}\" : jump {}", port.interface, of_port(port));
     let across = |port: &Port| format!("\"{}\" : goto across-{}", port.interface, port.uid);
-    let prerouting = [format!("iifname vmap {}", map(ports.iter().map(jump)))];
     let forward = [format!("iifname vmap {}", map(ports.iter().map(across)))];
-    table.base_chain("prerouting", "filter", "prerouting", EARLY, &prerouting);
+    table.base_chain("prerouting", "filter", "prerouting", EARLY, &["iifname @ports jump from".to_owned()]);
     table.base_chain("forward", "filter", "forward", "filter", &forward);
     table.base_chain("output", "filter", "output", "filter", &by_source(ports));
     Some(table.finish())
 }
 
-fn of_port(port: &Port) -> String {
-    chain_name("from", &port.interface)
+/// What each port may send, whose sets tell it from the others.
+const FROM: [&str; 13] = [
+    "iifname . ether saddr != @ethernet counter drop",
+    "ether type arp iifname . arp saddr ether != @ethernet counter drop",
+    // Before it has the address a container asks whether somebody else has it (RFC 5227).
+    "arp saddr ip 0.0.0.0 iifname . arp daddr ip @ipv4 return",
+    "iifname . arp saddr ip @ipv4 return",
+    "ip protocol udp udp sport 67 counter drop",
+    "iifname . ip saddr @ipv4 return",
+    "icmpv6 type { nd-router-advert, nd-redirect } counter drop",
+    "meta l4proto udp udp sport 547 counter drop",
+    // The target, behind eight bytes of ICMPv6 (RFC 4861, section 4.4); nft 1.0.6 has no word for it. With the source ::
+    // a container makes sure that nobody has its address (RFC 4862), and says what it listens to (RFC 3810).
+    "icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets counter drop",
+    "iifname . ip6 saddr @ipv6 return",
+    "ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @targets return",
+    "ip6 saddr :: icmpv6 type mld2-listener-report return",
+    "counter drop",
+];
+
+fn sets(table: &mut Text, ports: &[Port]) {
+    let each = |elements: &dyn Fn(&Port) -> Vec<String>| -> Vec<String> {
+        let of = |port: &Port| elements(port).into_iter().map(|of| format!("\"{}\" . {of}", port.interface)).collect();
+        ports.iter().flat_map(|port| -> Vec<String> { of(port) }).collect()
+    };
+    let words = |addrs: Vec<IpAddr>| addrs.iter().map(ToString::to_string).collect();
+    let targets = |port: &Port| own(port, false).iter().map(|addr| format!("{:#034x}", bits(*addr))).collect();
+    table.set("ports", "type ifname", &ports.iter().map(|port| format!("\"{}\"", port.interface)).collect::<Vec<_>>());
+    table.set("ethernet", "type ifname . ether_addr", &each(&|port| vec![port.mac.to_string()]));
+    table.set("ipv4", "type ifname . ipv4_addr", &each(&|port| words(own(port, true))));
+    table.set("ipv6", "type ifname . ipv6_addr", &each(&|port| words(own(port, false))));
+    table.set("targets", "typeof iifname . @th,64,128", &each(&targets));
+    for (ip, kind) in [("ip", "ipv4_addr"), ("ip6", "ipv6_addr")] {
+        let addrs = by_family(ports.iter().flat_map(|port| &port.addresses)).remove(ip).unwrap_or_default();
+        table.set(&format!("{ip}-containers"), &format!("type {kind}"), &words(addrs));
+    }
 }
 
-/// Whether the containers of a user reach this one.
-fn reaches(ports: &[Port], uid: u32, port: &Port) -> bool {
-    port.uid == uid
-        || port.reach.contains(&uid)
-        || ports.iter().any(|own| own.uid == uid && own.reach.contains(&port.uid))
-}
-
-fn from(port: &Port) -> Vec<String> {
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = port.addresses.iter().partition(|addr| addr.is_ipv4());
-    let mac = port.mac;
-    let mut rules = vec![format!("ether saddr != {mac} counter drop")];
-    if !v4.is_empty() {
-        let own = list(&v4);
-        // Before it has the address a container asks whether somebody else has it (RFC 5227).
-        let probe = list(v4.iter().copied().chain([IpAddr::from([0; 4])]).collect::<Vec<_>>().as_slice());
-        rules.push(format!("arp saddr ether {mac} arp saddr ip {probe} return"));
-        rules.push("ip protocol udp udp sport 67 counter drop".to_owned());
-        rules.push(format!("ip saddr {own} return"));
+/// The addresses of a family, with the link-local one that comes by itself.
+fn own(port: &Port, v4: bool) -> Vec<IpAddr> {
+    let mut own: Vec<IpAddr> = port.addresses.iter().copied().filter(|addr| addr.is_ipv4() == v4).collect();
+    if !v4 && !own.is_empty() {
+        own.push(port.mac.link_local().into());
     }
-    if !v6.is_empty() {
-        let own: Vec<IpAddr> = v6.iter().copied().chain([mac.link_local().into()]).collect();
-        rules.push("icmpv6 type { nd-router-advert, nd-redirect } counter drop".to_owned());
-        rules.push("meta l4proto udp udp sport 547 counter drop".to_owned());
-        // The target, behind eight bytes of ICMPv6 (RFC 4861, section 4.4); nft 1.0.6 has no word for it.
-        let targets: Vec<String> = own.iter().map(|addr| format!("{:#034x}", bits(*addr))).collect();
-        rules.push(format!("icmpv6 type nd-neighbor-advert @th,64,128 != {{ {} }} counter drop", targets.join(", ")));
-        rules.push(format!("ip6 saddr {} return", list(&own)));
-        // As long as it makes sure that nobody has its address (RFC 4862), and says what it listens to (RFC 3810).
-        rules.push("ip6 saddr :: icmpv6 type { nd-neighbor-solicit, mld2-listener-report } return".to_owned());
-    }
-    rules.push("counter drop".to_owned());
-    rules
+    own
 }
 
 fn bits(addr: IpAddr) -> u128 {
@@ -88,18 +94,27 @@ fn bits(addr: IpAddr) -> u128 {
     }
 }
 
+/// Whether the containers of a user reach this one.
+fn reaches(ports: &[Port], uid: u32, port: &Port) -> bool {
+    port.uid == uid
+        || port.reach.contains(&uid)
+        || ports.iter().any(|own| own.uid == uid && own.reach.contains(&port.uid))
+}
+
 /// On the bridge, to ports that are not to be reached: whatever it is.
-fn across(far: &[&Port]) -> Vec<String> {
-    let interfaces: BTreeSet<&str> = far.iter().map(|port| port.interface.as_str()).collect();
-    if interfaces.is_empty() { Vec::new() } else { vec![format!("oifname {} counter drop", names(interfaces))] }
+fn across(near: &[&Port]) -> String {
+    let interfaces = near.iter().map(|port| port.interface.as_str()).collect();
+    format!("oifname @ports oifname != {} counter drop", names(interfaces))
 }
 
 /// By way of this host, which routes what a container sends to its gateway's Ethernet address.
-fn routed(far: &[&Port]) -> Vec<String> {
-    by_family(far.iter().flat_map(|port| &port.addresses))
-        .into_iter()
-        .map(|(ip, addrs)| format!("{ip} daddr {} counter drop", list(&addrs)))
-        .collect()
+fn routed(near: &[&Port]) -> Vec<String> {
+    let mut near = by_family(near.iter().flat_map(|port| &port.addresses));
+    let rule = |ip: &str| {
+        let but = near.remove(ip).map(|addrs| format!(" {ip} daddr != {}", list(&addrs))).unwrap_or_default();
+        format!("{ip} daddr @{ip}-containers{but} counter drop")
+    };
+    ["ip", "ip6"].map(rule).into()
 }
 
 fn by_source(ports: &[Port]) -> Vec<String> {

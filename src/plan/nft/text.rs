@@ -91,6 +91,14 @@ impl Text {
         self.block(name, rules.iter());
     }
 
+    /// A named set of a type such as `type ifname`.
+    pub(super) fn set(&mut self, name: &str, of: &str, elements: &[String]) {
+        let elements =
+            if elements.is_empty() { String::new() } else { format!("; elements = {{ {} }}", elements.join(", ")) };
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "\tset {name} {{ {of}{elements}; }}");
+    }
+
     fn block<'a>(&mut self, name: &str, lines: impl Iterator<Item = &'a String>) {
         let lines: String = lines.fold(String::new(), |text, line| text + "\t\t" + line + "\n");
         // Writing to a String cannot fail.
