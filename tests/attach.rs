@@ -3,14 +3,18 @@
 mod lab;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
 
-use lab::host::{Host, describe};
-use lab::netns::Namespace;
+use hickory_proto::rr::RecordType::A;
+use lab::container::{Container, as_user};
+use lab::dns::look_up;
+use lab::host::describe;
 use lab::snapshot::Snapshot;
+use lab::traffic::{WebServer, seen_at};
 use lab::{Lab, PROXY, secs, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -27,55 +31,6 @@ addresses = [\"10.89.2.32/28\"]
 
 [bridge.users.64002]
 ";
-
-/// A process in a network namespace of its own; a user's is in a user namespace of theirs too.
-struct Container {
-    child: Child,
-    namespace: Namespace,
-}
-
-impl Container {
-    fn start(host: &Host, uid: u32) -> Self {
-        let mut command = as_user(host, uid, "unshare");
-        command.args(if uid == 0 { &["--net"][..] } else { &["--map-root-user", "--net"] });
-        let child = command.args(["sleep", "300"]).spawn().expect("unshare");
-        let path = PathBuf::from(format!("/proc/{}/ns/net", child.id()));
-        wait_for("a container", secs(5), || {
-            let comm = fs::read_to_string(format!("/proc/{}/comm", child.id())).ok()?;
-            (comm == "sleep\n").then_some(())
-        });
-        Self { namespace: Namespace::open(&path), child }
-    }
-
-    fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-}
-
-impl std::ops::Deref for Container {
-    type Target = Namespace;
-
-    fn deref(&self) -> &Namespace {
-        &self.namespace
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A program that a user will run on the host.
-fn as_user(host: &Host, uid: u32, program: impl AsRef<Path>) -> Command {
-    if uid == 0 {
-        return host.command(program.as_ref());
-    }
-    let (mut command, uid) = (host.command("setpriv"), uid.to_string());
-    command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(program.as_ref());
-    command
-}
 
 /// The lab, whose home host lets users attach containers, and a binary that they can read.
 struct Attaching {
@@ -318,23 +273,124 @@ fn down_takes_all_ports_away() {
 }
 
 #[test]
-fn a_hundred_containers_are_attached_in_no_time() {
+fn a_hundred_containers_are_attached_and_named_in_no_time() {
     let lab = Lab::release();
     let home = &lab.home;
+    for host in [&lab.vps, home] {
+        host.append("meshd.toml", "\n[names]");
+    }
     lab.start();
+    wait_for("a session", secs(10), || lab.nextcloud.ping(PROXY).then_some(()));
     let containers: Vec<Container> = (0..100).map(|_| Container::start(home, 0)).collect();
-    let mut times: Vec<_> = containers
-        .iter()
-        .enumerate()
-        .map(|(n, container)| {
+    let (mut times, mut starts, mut named) = (Vec::new(), Vec::new(), Vec::new());
+    for (n, container) in containers.iter().enumerate() {
+        let run = |args: &[&str]| {
             let begun = Instant::now();
-            home.meshd(&["attach", &container.pid(), "--name", &format!("c{n}")]);
+            home.meshd(args);
             begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("attached within {:?} (median), {:?} at most", times[50], times[99]);
+        };
+        starts.push(run(&["--version"]));
+        times.push(run(&["attach", &container.pid(), "--name", &format!("c{n}")]));
+        if n % 10 == 0 {
+            let (name, begun) = (format!("c{n}.home.mesh."), Instant::now());
+            for (from, server) in [(&**container, "10.89.2.1"), (&lab.proxy, "10.89.1.1")] {
+                let found = || (!look_up(from, server, &name, A).is_empty()).then_some(());
+                wait_for(&name, secs(5), found);
+            }
+            named.push(begun.elapsed());
+        }
+    }
+    for times in [&mut times, &mut starts, &mut named] {
+        times.sort();
+    }
+    println!(
+        "attached within {:?} (median), {:?} at most; named on both hosts within {:?}",
+        times[50], times[99], named[9]
+    );
     assert!(containers.iter().all(|container| container.ping("10.89.2.1")));
-    // On a machine that does nothing else it is a third of that.
-    assert!(times[50] < std::time::Duration::from_millis(150), "{:?}", times[50]);
+    assert!(named[9] < secs(1), "{named:?}");
+    // A machine that takes more than 4 ms to start a program is slower than the one that this was meant for, or busy.
+    let limit = (starts[50] * 12).max(Duration::from_millis(50));
+    assert!(times[50] < limit, "{:?}, where a program starts in {:?}", times[50], starts[50]);
+}
+
+#[test]
+fn a_user_publishes_the_ports_that_they_were_given() {
+    let test = Attaching::new();
+    let (home, client) = (&test.lab.home, &test.lab.isp);
+    home.replace("meshd.toml", "containers = 2\n", "containers = 2\npublish = [\"tcp/443\", \"udp/5000-5009\"]\n");
+    home.meshd(&["reload"]);
+    let container = Container::start(home, CLOUD);
+    let pid = container.pid();
+    let attach = |ports| ["attach", &pid, "--name", "cloud", "--publish", ports];
+    for (ports, why) in
+        [("tcp/22", "port tcp/22: uid 64001 may publish tcp/443, udp/5000-5009"), ("udp/5009-5010", "may publish")]
+    {
+        let said = test.refused(CLOUD, &attach(ports));
+        assert!(said.contains(why) && said.contains("[bridge.users.64001]"), "{said}");
+    }
+    let seen = |port: u16| seen_at(client, SocketAddr::new("192.168.1.20".parse().expect("home"), port));
+    test.meshd(CLOUD, &attach("tcp/443:8443"));
+    let _server = WebServer::start(&container, 8443);
+    assert_eq!(seen(443).expect("published"), "192.168.1.1", "the client's own address");
+    assert!(test.meshd(CLOUD, &["attach", "--list"]).contains("tcp/443:8443"));
+    // A restart of the agent leaves it open, and finds it again.
+    home.end(Signal::SIGKILL);
+    assert!(seen(443).is_ok());
+    home.up();
+    assert!(seen(443).is_ok());
+    test.meshd(CLOUD, &["detach", "cloud"]);
+    assert!(seen(443).is_err(), "closed with the container");
+    // What a process of the host has is not taken from it.
+    let taken = home.within(|| std::net::TcpListener::bind(("0.0.0.0", 443))).expect("listen");
+    let said = test.refused(CLOUD, &attach("tcp/443:8443"));
+    assert!(said.contains("port tcp/443: ") && said.contains("listens"), "{said}");
+    drop(taken);
+    test.meshd(CLOUD, &attach("tcp/443:8443"));
+    home.replace("meshd.toml", "publish = [\"tcp/443\", ", "publish = [");
+    home.meshd(&["reload"]);
+    assert!(seen(443).is_err(), "taken back by a reload");
+    assert!(container.ping("10.89.2.1"));
+}
+
+/// A container has a file of its own for the names, or the host's, which is left alone.
+#[test]
+fn a_container_asks_its_bridge_for_names() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    home.append("meshd.toml", "\n[names]");
+    home.meshd(&["reload"]);
+    let file = test.lab.path("resolv.conf");
+    let hosts = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    for (uid, args) in [(CLOUD, &["--map-root-user", "--net", "--mount"][..]), (0, &["--net", "--mount"])] {
+        fs::write(&file, "nameserver 192.0.2.1\n").expect("a file");
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("chmod");
+        let script = format!("mount --bind {} /etc/resolv.conf && exec sleep 300", file.display());
+        let container = Container::run(home, uid, args, &["sh", "-c", &script]);
+        test.attach(uid, &container, "own");
+        let written = fs::read_to_string(&file).expect("a file");
+        assert!(written.ends_with("search home.mesh\nnameserver 10.89.2.1\nnameserver fd89:2::1\n"), "{written}");
+        let shared = Container::start(home, uid);
+        test.attach(uid, &shared, "shared");
+        test.meshd(uid, &["detach", "own"]);
+        test.meshd(uid, &["detach", "shared"]);
+    }
+    assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), hosts);
+}
+
+/// Root attaches a user's container, in which the path leads to a file that is root's.
+#[test]
+fn nobody_has_root_write_for_them() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    home.append("meshd.toml", "\n[names]");
+    home.meshd(&["reload"]);
+    let file = test.lab.path("roots");
+    fs::write(&file, "root's").expect("a file");
+    let script = format!("mount --bind {} /etc/resolv.conf && exec sleep 300", file.display());
+    let container = Container::run(home, CLOUD, &["--map-root-user", "--net", "--mount"], &["sh", "-c", &script]);
+    let output = test.try_meshd(0, &["attach", &container.pid(), "--name", "users"]);
+    assert!(output.status.success(), "{}", describe(&output));
+    assert!(describe(&output).contains("names of the mesh are not known there"), "{}", describe(&output));
+    assert_eq!(fs::read_to_string(&file).expect("a file"), "root's");
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Output;
 
+use lab::container::{Container, as_user as by};
 use lab::host::{Host, describe};
 use lab::snapshot::Snapshot;
 use lab::traffic::seen_by;
@@ -71,6 +72,27 @@ fn it_does_all_that_root_does_and_leaves_nothing() {
     lab.home.meshd(&["reload"]);
     lab.home.meshd(&["down"]);
     before.assert_same(&Snapshot::of(&lab.home), "down");
+}
+
+/// Two users without rights, of whom one has the right to enter no namespace but the other's.
+#[test]
+fn it_attaches_the_containers_of_others() {
+    const OWNER: u32 = 64_004;
+    let lab = lab();
+    let home = &lab.home;
+    fs::set_permissions(home.config("..").as_path(), fs::Permissions::from_mode(0o711)).expect("chmod");
+    let binary = lab.path("meshd");
+    fs::copy(env!("CARGO_BIN_EXE_meshd"), &binary).expect("the binary");
+    home.append("meshd.toml", &format!("\n[bridge.users.{OWNER}]\npublish = [\"tcp/443\"]"));
+    up(home);
+    let container = Container::start(home, OWNER);
+    let attach = ["attach", &container.pid(), "--name", "cloud", "--publish", "tcp/443"];
+    let output = by(home, OWNER, &binary).args(attach).env("MESHD_RUN_DIR", home.run_file("")).output().expect("meshd");
+    assert!(output.status.success(), "{}", describe(&output));
+    assert!(container.ping("10.89.2.1") && container.ping("fd89:2::1"));
+    assert!(!home.log().contains("WARN"), "{}", home.log());
+    home.meshd(&["detach", "cloud"]);
+    assert!(!container.ping("10.89.2.1"));
 }
 
 #[test]

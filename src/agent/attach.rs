@@ -20,14 +20,15 @@ use tokio::task::JoinSet;
 use super::running::Running;
 use crate::attach::{self, Caller, Leases, Port, Refusal};
 use crate::clock::unix_now;
-use crate::config::Config;
+use crate::config::{Config, Service};
 use crate::control::api::Problem;
 use crate::control::handover::{self, Answer, Listed, Request};
 use crate::host::files::{self, Unusable};
 use crate::host::inside::Inside;
 use crate::host::port::{self, ContainerNamespace};
 use crate::host::process::{self, Process};
-use crate::host::{self, Reconciler, Surroundings};
+use crate::host::resolv_conf::Resolver;
+use crate::host::{self, Interface, Reconciler, Surroundings};
 use crate::names::Attached;
 
 /// The file's name in the state folder.
@@ -193,7 +194,7 @@ impl Running {
         let ports = state.file.leases.ports(&config, uid_of);
         let result = async {
             port::take(&interface, &bridge, &addresses).await?;
-            changing.reconciler.hold_ports(ports).await
+            changing.reconciler.hold_ports(&config, ports).await
         };
         match result.await {
             Ok(()) => tracing::info!(container = name, "detached: it has ended"),
@@ -281,58 +282,36 @@ impl Running {
             return Err(failed("the agent ends"));
         }
         let config = self.config();
-        let around = Surroundings::read().await.map_err(|error| failed(&error.to_string()))?;
         let mut state = self.attachments.state.lock().await;
-        let mut others: BTreeSet<IpAddr> = around.addresses.iter().map(|(_, net)| net.addr()).collect();
-        let (mut file, lease, bridge) = loop {
-            let mut file = state.file.clone();
-            let lease =
-                file.leases.attach(&config, (caller, request), &others).map_err(|refusal| told(&refusal))?.clone();
-            let bridge = around.get(&lease.bridge).ok_or_else(|| {
-                let why = format!("bridge {}: there is no such interface on this host yet", lease.bridge);
-                Problem { remedy: Some(format!("ip link add {} type bridge", lease.bridge)), ..failed(&why) }
-            })?;
-            // Containers that somebody else put there are known by their answers.
-            let taken = port::answering(bridge, &lease.addresses).await.map_err(|error| failed(&error.to_string()))?;
-            if taken.is_empty() {
-                break (file, lease, bridge);
-            }
-            others.extend(taken);
-        };
-        let gateways = gateways(&config, &around, bridge.index, &lease);
+        let mut file = File { version: VERSION, ..state.file.clone() };
         if let Some((process, _)) = &process {
             file.processes.insert(request.name.clone(), *process);
         }
-        file.version = VERSION;
-        self.attachments
-            .write(&file)
-            .await
-            .map_err(|error| failed(&format!("{}: {error}", self.attachments.path.display())))?;
-
-        let ports = file.leases.ports(&config, uid_of);
-        let Some(port) = ports.iter().find(|port| port.name == request.name).cloned() else {
-            return Err(failed("the lease is gone"));
+        let reconciler = &mut changing.reconciler;
+        let placed = async {
+            let (port, bridge, inside) =
+                lease(&config, reconciler, &mut file.leases, caller, request, interface).await?;
+            let written = self.attachments.write(&file).await;
+            written.map_err(|error| failed(&format!("{}: {error}", self.attachments.path.display())))?;
+            if let Err(error) = port::put(&bridge, &port, namespace, interface).await {
+                let _ = port::take(&port.interface, &port.bridge, &port.addresses).await;
+                let _ = self.attachments.write(&state.file).await;
+                return Err(not_put(&error, interface));
+            }
+            Ok(inside)
         };
-        let put = async {
-            changing.reconciler.hold_ports(ports).await?;
-            port::put(bridge, &port, namespace, interface).await
+        let inside = match placed.await {
+            Ok(inside) => inside,
+            Err(problem) => {
+                let _ = changing.reconciler.hold_ports(&config, state.file.leases.ports(&config, uid_of)).await;
+                return Err(problem);
+            }
         };
-        if let Err(error) = put.await {
-            let _ = port::take(&port.interface, &port.bridge, &port.addresses).await;
-            let _ = changing.reconciler.hold_ports(state.file.leases.ports(&config, uid_of)).await;
-            let _ = self.attachments.write(&state.file).await;
-            return Err(not_put(&error, interface));
-        }
         state.file = file;
         self.attachments.follow(&mut state, &request.name, process.map(|(_, fd)| fd));
         self.attachments.show(&state);
-        tracing::info!(container = request.name, bridge = lease.bridge, "attached for {caller}");
-        let net = |addr: &IpAddr| {
-            let subnets = config.host.bridges.iter().flat_map(|bridge| &bridge.subnets);
-            let prefix = subnets.into_iter().find(|subnet| subnet.contains(addr)).map_or(0, ipnet::IpNet::prefix_len);
-            ipnet::IpNet::new_assert(*addr, prefix)
-        };
-        Ok(Inside { interface: interface.to_owned(), addresses: lease.addresses.iter().map(net).collect(), gateways })
+        tracing::info!(container = request.name, "attached for {caller}");
+        Ok(inside)
     }
 
     async fn detach(&self, caller: &Caller, name: &str) -> Result<(), Problem> {
@@ -345,7 +324,7 @@ impl Running {
         let interface = attach::interface(&config.host.interface, name);
         let taken = async {
             port::take(&interface, &lease.bridge, &lease.addresses).await?;
-            changing.reconciler.hold_ports(file.leases.ports(&config, uid_of)).await
+            changing.reconciler.hold_ports(&config, file.leases.ports(&config, uid_of)).await
         };
         taken.await.map_err(|error| failed(&error.to_string()))?;
         state.file = file;
@@ -365,6 +344,57 @@ impl Running {
         let _ = self.attachments.write(&state.file).await;
         self.attachments.show(&state);
         remove_ports(&config.host.interface, &state.file.leases).await;
+    }
+}
+
+/// Finds addresses that are free on the bridge, and has the rules for them in place.
+async fn lease(
+    config: &Config,
+    reconciler: &mut Reconciler,
+    leases: &mut Leases,
+    caller: &Caller,
+    request: &attach::Request,
+    interface: &str,
+) -> Result<(Port, Interface, Inside), Problem> {
+    let around = Surroundings::read().await.map_err(|error| failed(&error.to_string()))?;
+    let mut others: BTreeSet<IpAddr> = around.addresses.iter().map(|(_, net)| net.addr()).collect();
+    loop {
+        let mut next = leases.clone();
+        let lease = next.attach(config, (caller, request), &others).map_err(|refusal| told(&refusal))?.clone();
+        let bridge = around.get(&lease.bridge).ok_or_else(|| {
+            let why = format!("bridge {}: there is no such interface on this host yet", lease.bridge);
+            Problem { remedy: Some(format!("ip link add {} type bridge", lease.bridge)), ..failed(&why) }
+        })?;
+        let ports = next.ports(config, uid_of);
+        let port = ports.iter().find(|port| port.name == request.name).cloned();
+        let port = port.ok_or_else(|| failed("the lease is gone"))?;
+        if let Some((publish, listener)) =
+            port.publish.iter().find_map(|publish| Some((publish, host::listener(config, publish)?)))
+        {
+            let service = Service { protocol: publish.protocol, ports: publish.ports };
+            return Err(told(&Refusal::PortInUse(service, listener.to_string())));
+        }
+        // Containers that somebody else put there are known by their answers. Rules for a port that is not there yet do no
+        // harm meanwhile.
+        let (taken, held) =
+            tokio::join!(port::answering(bridge, &lease.addresses), reconciler.hold_ports(config, ports));
+        let taken = held.and(taken).map_err(|error| failed(&error.to_string()))?;
+        if !taken.is_empty() {
+            others.extend(taken);
+            continue;
+        }
+        *leases = next;
+        let with_prefix = |addr: &IpAddr| {
+            let mut subnets = config.host.bridges.iter().flat_map(|bridge| &bridge.subnets);
+            let prefix = subnets.find(|subnet| subnet.contains(addr)).map_or(0, ipnet::IpNet::prefix_len);
+            ipnet::IpNet::new_assert(*addr, prefix)
+        };
+        let gateways = gateways(config, &around, bridge.index, &lease);
+        let addresses = lease.addresses.iter().map(with_prefix).collect();
+        let search = format!("{}.{}", config.host.name, config.host.domain);
+        let resolver = config.host.names.as_ref().map(|_| Resolver { servers: gateways.clone(), search });
+        let inside = Inside { interface: interface.to_owned(), addresses, gateways, resolver };
+        return Ok((port, bridge.clone(), inside));
     }
 }
 
@@ -410,6 +440,7 @@ fn listed(name: &str, lease: &attach::Lease) -> Listed {
         bridge: lease.bridge.clone(),
         uid: lease.uid,
         addresses: lease.addresses.clone(),
+        publish: lease.publish.clone(),
         attached: lease.vacant.is_none(),
     }
 }

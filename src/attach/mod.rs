@@ -4,6 +4,7 @@
 //! bridge's subnets. A lease outlives the container, so that the same name has the same addresses after a restart, of the
 //! container as of the host; when the subnet runs full, the one that has been vacant longest goes.
 
+mod opening;
 mod port;
 mod refusal;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Bridge, Config, User, assign, value};
 use crate::plan::tables::fnv1a;
+pub use opening::Opening;
 pub use port::{Mac, Port, interface, outside};
 pub use refusal::Refusal;
 
@@ -43,6 +45,8 @@ pub struct Request {
     pub bridge: Option<String>,
     /// At most one in each subnet; the others are chosen.
     pub addresses: Vec<IpAddr>,
+    /// Ports of this host that are to lead to it.
+    pub publish: Vec<Opening>,
 }
 
 /// What a name has.
@@ -55,6 +59,9 @@ pub struct Lease {
     pub uid: u32,
     /// One in each of the bridge's subnets that had one to give.
     pub addresses: Vec<IpAddr>,
+    /// Ports of this host that lead to its container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Opening>,
     /// Since when, in Unix seconds, no container has it.
     pub vacant: Option<u64>,
 }
@@ -134,10 +141,12 @@ impl Leases {
                 });
             }
         }
+        self.may_open(config, (caller, grant), name, &request.publish)?;
         let granted: &[IpNet] = grant.filter(|_| caller.uid != 0).map_or(&[], |grant| &grant.addresses);
         let mut next = self.clone();
         let addresses = next.addresses(bridge, granted, request, others)?;
-        let lease = Lease { bridge: bridge.name.clone(), uid: caller.uid, addresses, vacant: None };
+        let publish = request.publish.clone();
+        let lease = Lease { bridge: bridge.name.clone(), uid: caller.uid, addresses, publish, vacant: None };
         next.0.insert(name.clone(), lease);
         *self = next;
         Ok(&self.0[name])
@@ -147,6 +156,7 @@ impl Leases {
     pub fn vacate(&mut self, config: &Config, name: &str, now: u64) {
         let Some(lease) = self.0.get_mut(name) else { return };
         lease.vacant = Some(now);
+        lease.publish.clear();
         let (uid, bridge) = (lease.uid, lease.bridge.clone());
         let containers: usize = config
             .host
@@ -203,8 +213,8 @@ impl Leases {
         let usable = || bridges.iter().filter(|bridge| caller.may_use(bridge));
         if let Some(name) = named {
             let bridge = bridges.iter().find(|bridge| bridge.name == *name);
-            let names = || bridges.iter().map(|bridge| bridge.name.clone()).collect();
-            let bridge = bridge.ok_or_else(|| Refusal::NoBridge(name.clone(), names()))?;
+            let all = || bridges.iter().map(|bridge| bridge.name.clone()).collect();
+            let bridge = bridge.ok_or_else(|| Refusal::NoBridge(name.clone(), all()))?;
             return if caller.may_use(bridge) {
                 Ok(bridge)
             } else {
@@ -262,7 +272,8 @@ impl Leases {
         addr: IpAddr,
         others: &BTreeSet<IpAddr>,
     ) -> Result<(), Refusal> {
-        let subnet = subnet_of(bridge, addr).ok_or_else(|| Refusal::Outside(addr, bridge.clone()))?;
+        let subnet = subnet_of(bridge, addr)
+            .ok_or_else(|| Refusal::Outside(addr, bridge.name.clone(), bridge.subnets.clone()))?;
         let host = IpNet::new_assert(addr, subnet.prefix_len());
         value::host_address(&host.to_string()).map_err(|why| Refusal::NoHosts(addr, why))?;
         if !is_granted(granted, addr) {

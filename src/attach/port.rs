@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Lease, Leases};
-use crate::config::Config;
+use super::{Lease, Leases, opening};
+use crate::config::{Config, Publish, User};
 use crate::plan::tables::fnv1a;
 
 /// Linux's IFNAMSIZ, less the byte that ends it.
@@ -34,20 +34,25 @@ pub struct Port {
     pub uid: u32,
     /// Whose containers it reaches beside those of its own user.
     pub reach: Vec<u32>,
+    /// Ports of this host that lead to it.
+    pub publish: Vec<Publish>,
 }
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let octets = self.0.map(|octet| format!("{octet:02x}"));
+        f.write_str(&octets.join(":"))
     }
 }
 
 impl Mac {
     /// The address that a container's kernel gives itself (modified EUI-64, RFC 4291, appendix A).
     pub fn link_local(self) -> Ipv6Addr {
-        let [a, b, c, d, e, f] = self.0;
-        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+        let mut octets = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x00ff, 0xfe00, 0).octets();
+        octets[8..11].copy_from_slice(&self.0[..3]);
+        octets[13..].copy_from_slice(&self.0[3..]);
+        octets[8] ^= 2;
+        octets.into()
     }
 }
 
@@ -63,7 +68,7 @@ fn port(config: &Config, name: &str, lease: &Lease, uid_of: impl Fn(&str) -> Opt
     let users =
         config.host.bridges.iter().filter(|bridge| bridge.name == lease.bridge).flat_map(|bridge| &bridge.users);
     let number = |user: &str| user.parse().ok().or_else(|| uid_of(user));
-    let theirs = users.filter(|user| number(&user.name) == Some(lease.uid));
+    let grants: Vec<&User> = users.filter(|user| number(&user.name) == Some(lease.uid)).collect();
     Port {
         name: name.to_owned(),
         bridge: lease.bridge.clone(),
@@ -71,7 +76,8 @@ fn port(config: &Config, name: &str, lease: &Lease, uid_of: impl Fn(&str) -> Opt
         mac: mac(config, name),
         addresses: lease.addresses.clone(),
         uid: lease.uid,
-        reach: theirs.flat_map(|user| &user.reach).filter_map(|user| number(user)).collect(),
+        reach: grants.iter().flat_map(|user| &user.reach).filter_map(|user| number(user)).collect(),
+        publish: opening::published(config, lease, &grants),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Caller;
-use crate::config::Bridge;
+use crate::config::Service;
 use crate::config::problem::{list_of_names, quote};
 
 /// Why not.
@@ -48,8 +48,8 @@ pub enum Refusal {
         names: Vec<String>,
     },
     /// In no subnet of the bridge.
-    #[error("address {0}: not in bridge {name}, which has {subnets}", name = .1.name, subnets = list_of_names(&.1.subnets))]
-    Outside(IpAddr, Bridge),
+    #[error("address {0}: not in bridge {name}, which has {subnets}", name = .1, subnets = list_of_names(.2))]
+    Outside(IpAddr, String, Vec<IpNet>),
     /// No address of a host, and why.
     #[error("address {0}: {1}")]
     NoHosts(IpAddr, String),
@@ -59,6 +59,15 @@ pub enum Refusal {
     /// A container has it, one of this agent's or not.
     #[error("address {0}: {holder}", holder = .1.as_ref().map_or_else(|| "somebody on the bridge has it".to_owned(), |name| format!("container {name} has it")))]
     Taken(IpAddr, Option<String>),
+    /// Not in what `[bridge.users]` gives the user.
+    #[error("port {1}: {0} may publish {granted}", granted = if .2.is_empty() { "none".to_owned() } else { list_of_names(.2) })]
+    NotOpened(Caller, Service, Vec<Service>),
+    /// It leads elsewhere.
+    #[error("port {0}: leads to {1} already")]
+    PortTaken(Service, String),
+    /// A process of this host waits on it.
+    #[error("port {0}: {1}")]
+    PortInUse(Service, String),
     /// No address is left, of the subnet or of those in it that were granted.
     #[error("no address is free in {nets}", nets = if .1.is_empty() { .0.to_string() } else { list_of_names(.1) })]
     Full(IpNet, Vec<IpNet>),
@@ -76,8 +85,7 @@ impl Refusal {
             Self::NotGranted(caller, bridge) => {
                 let at =
                     bridge.as_ref().map_or_else(|| "the [[bridge]]".to_owned(), |name| format!("[[bridge]] {name}"));
-                let name = caller.name.clone().unwrap_or_else(|| caller.uid.to_string());
-                Some(format!("root adds below {at} in meshd.toml: [bridge.users.{name}], then: meshd reload"))
+                Some(format!("root adds below {at} in meshd.toml: {}, then: meshd reload", table_of(caller)))
             }
             Self::TooMany { names, .. } => {
                 names.first().map(|first| format!("meshd detach {first}; or root grants more: containers = N"))
@@ -85,7 +93,18 @@ impl Refusal {
             Self::Taken(..) | Self::Outside(..) | Self::NotTheirs(..) | Self::NoHosts(..) => {
                 Some("leave out --address, and one is chosen".to_owned())
             }
+            Self::NotOpened(caller, service, _) => {
+                let line = format!("publish = [\"{service}\"]");
+                Some(format!("root adds below {} in meshd.toml: {line}, then: meshd reload", table_of(caller)))
+            }
+            Self::PortTaken(service, _) | Self::PortInUse(service, _) => {
+                Some(format!("another port of this host: --publish {}/PORT:{}", service.protocol, service.ports.first))
+            }
             Self::Full(..) | Self::NoBridge(..) => None,
         }
     }
+}
+
+fn table_of(caller: &Caller) -> String {
+    format!("[bridge.users.{}]", caller.name.clone().unwrap_or_else(|| caller.uid.to_string()))
 }

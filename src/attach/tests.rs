@@ -14,6 +14,7 @@ containers = 2
 addresses = ["10.89.2.16/29"]
 
 [bridge.users.svc-vault]
+publish = ["tcp/443", "udp/5000-5009"]
 
 [[bridge]]
 name = "br1"
@@ -21,6 +22,11 @@ subnets = ["10.89.3.0/29"]
 
 [bridge.users.1003]
 containers = 100
+
+[[publish]]
+protocol = "tcp"
+port = 80
+to = "10.89.2.10:80"
 "#;
 
 fn config_of(host: &str) -> Config {
@@ -52,7 +58,7 @@ fn vault() -> Caller {
 
 fn request(name: &str, bridge: Option<&str>, addresses: &[&str]) -> Request {
     let addresses = addresses.iter().map(|addr| addr.parse().unwrap()).collect();
-    Request { name: name.to_owned(), bridge: bridge.map(str::to_owned), addresses }
+    Request { name: name.to_owned(), bridge: bridge.map(str::to_owned), addresses, publish: Vec::new() }
 }
 
 /// What is on the bridges beside the leases: their own addresses, and a container of somebody else.
@@ -215,4 +221,65 @@ fn leases_are_read_as_they_were_written() {
     host.leases.vacate(&host.config, "one", 7);
     let text = serde_json::to_string(&host.leases).unwrap();
     assert_eq!(serde_json::from_str::<Leases>(&text).unwrap(), host.leases);
+}
+
+#[test]
+fn openings_are_written_as_they_are_shown() {
+    for (text, shown) in [
+        ("tcp/443", Ok("tcp/443")),
+        ("tcp/443:8443", Ok("tcp/443:8443")),
+        ("tcp/443:443", Ok("tcp/443")),
+        ("udp/5000-5009:65526", Ok("udp/5000-5009:65526")),
+        ("udp/5000-5009:65527", Err("port 65527: expected 1 to 65526")),
+        ("tcp/443:0", Err("port 0: expected 1 to 65535")),
+        ("tcp/443:https", Err("port \"https\": expected 1 to 65535")),
+        ("443", Err("\"443\" are no ports; expected such as tcp/443 or udp/60000-61000")),
+    ] {
+        let read = text.parse::<Opening>().map(|opening| opening.to_string());
+        assert_eq!(read.as_deref().map_err(String::as_str), shown, "{text}");
+    }
+}
+
+#[test]
+fn ports_are_opened_by_whom_they_were_given_to() {
+    let mut host = Host::new();
+    let open = |name: &str, ports: &[&str]| {
+        let publish = ports.iter().map(|text| text.parse().unwrap()).collect();
+        Request { publish, ..request(name, Some("br0"), &[]) }
+    };
+    for (caller, ports, why) in [
+        (cloud(), &["tcp/443"][..], "port tcp/443: svc-cloud may publish none"),
+        (vault(), &["tcp/444"], "port tcp/444: svc-vault may publish tcp/443, udp/5000-5009"),
+        (vault(), &["udp/5005-5010"], "port udp/5005-5010: svc-vault may publish"),
+        (vault(), &["tcp/443", "tcp/443:8443"], "port tcp/443: leads to this one already"),
+        (root(), &["tcp/80"], "port tcp/80: leads to 10.89.2.10:80 already"),
+        (root(), &["udp/51820"], "port udp/51820: leads to the tunnel itself already"),
+    ] {
+        let refused = host.attach(&caller, &open("web", ports)).unwrap_err();
+        assert!(refused.starts_with(why), "{refused}");
+    }
+    let vaults = host.attach(&vault(), &open("vault", &["tcp/443:8443", "udp/5003-5004"])).unwrap();
+    let refused = host.attach(&root(), &open("web", &["udp/5004"])).unwrap_err();
+    assert_eq!(refused, "port udp/5004: leads to container vault already");
+    let published = |host: &Host, config: &Config| {
+        let ports = host.leases.ports(config, |name| (name == "svc-vault").then_some(1002));
+        ports.iter().flat_map(|port| &port.publish).map(|it| format!("{it} {}", it.to)).collect::<Vec<_>>()
+    };
+    let [v4, v6] = [&vaults[0], &vaults[1]];
+    assert_eq!(
+        published(&host, &host.config),
+        [
+            format!("tcp/443 {v4}:8443"),
+            format!("tcp/443 [{v6}]:8443"),
+            format!("udp/5003-5004 {v4}:5003"),
+            format!("udp/5003-5004 [{v6}]:5003"),
+        ]
+    );
+    // What meshd.toml takes back, or has another use for, is theirs no more.
+    for (from, to) in [("\"udp/5000-5009\"", "\"udp/5000\""), ("tcp\"\nport = 80", "udp\"\nport = 5004")] {
+        assert_eq!(published(&host, &config_of(&HOST.replace(from, to))).len(), 2, "{to}");
+    }
+    host.leases.vacate(&host.config, "vault", 7);
+    assert!(published(&host, &host.config).is_empty());
+    host.attach(&root(), &open("web", &["udp/5004"])).unwrap();
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use clap::Args as ClapArgs;
 
 use super::{Dirs, Failure, print, print_json};
-use crate::attach;
+use crate::attach::{self, Opening};
 use crate::config::quote;
 use crate::control::api::Problem;
 use crate::control::handover::{self, Answer, Listed, Request};
@@ -22,6 +22,7 @@ use crate::host::process;
 /// Put a running container on a bridge
 #[derive(Debug, Default, ClapArgs)]
 #[command(after_help = EXAMPLES)]
+#[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 pub struct Args {
     /// podman:NAME, docker:NAME, the number of a process in it, or the path of a network namespace
     #[arg(value_name = "CONTAINER", required_unless_present_any = ["list", "oci_hook"])]
@@ -35,14 +36,20 @@ pub struct Args {
     /// An address of the bridge's subnets; once for each family [default: the one that it had, or a free one]
     #[arg(long, value_name = "IP")]
     address: Vec<IpAddr>,
+    /// A port of this host that is to lead to it: tcp/443, or tcp/443:8443 where it listens on another
+    #[arg(long, value_name = "PORT")]
+    publish: Vec<Opening>,
     /// What the interface in the container is called
     #[arg(long, default_value = "eth0")]
     interface: String,
+    /// Leave /etc/resolv.conf in the container as it is
+    #[arg(long)]
+    no_resolver: bool,
     /// Show what is attached instead
-    #[arg(long, conflicts_with_all = ["container", "name", "bridge", "address"])]
+    #[arg(long, conflicts_with_all = ["container", "name", "bridge", "address", "publish"])]
     list: bool,
     /// Act as a hook of an OCI runtime: read the container's state from standard input
-    #[arg(long, conflicts_with_all = ["container", "name", "bridge", "address", "list"])]
+    #[arg(long, conflicts_with_all = ["container", "name", "bridge", "address", "publish", "list"])]
     oci_hook: bool,
     /// Print JSON
     #[arg(long)]
@@ -59,6 +66,7 @@ Examples:
   podman run -d --name nextcloud --network none IMAGE
   meshd attach podman:nextcloud
   meshd attach podman:nextcloud --bridge br0 --address 10.89.2.10
+  meshd attach podman:web --publish tcp/443:8443
   meshd attach 4711 --name build
   meshd attach /run/user/1001/netns/cloud --name cloud
   podman --hooks-dir /usr/share/meshd/hooks.d run --network none \
@@ -82,15 +90,19 @@ struct Target {
 }
 
 pub fn run(mut args: Args, dirs: &Dirs) -> Result<(), Failure> {
+    let mut mounted = None;
     if args.oci_hook {
-        hook::read(io::stdin().lock())?.fill(&mut args)?;
+        let state = hook::read(io::stdin().lock())?;
+        mounted = Some(state.resolv_conf()?);
+        state.fill(&mut args)?;
     }
     let Some(container) = args.container.as_deref().filter(|_| !args.list) else { return list(dirs, args.json) };
     let target = target(container)?;
     let name = args.name.or(target.name).ok_or_else(|| {
         Failure::new(2, format!("attach: {container}: has no name of its own")).try_this("--name NAME".to_owned())
     })?;
-    let request = attach::Request { name: name.clone(), bridge: args.bridge, addresses: args.address };
+    let request =
+        attach::Request { name: name.clone(), bridge: args.bridge, addresses: args.address, publish: args.publish };
     let fds: Vec<BorrowedFd<'_>> =
         std::iter::once(target.namespace.as_fd()).chain(target.process.iter().map(|fd| fd.as_fd())).collect();
     let answer = ask(dirs, "attach", &Request::Attach { request, interface: args.interface }, &fds)?;
@@ -99,6 +111,17 @@ pub fn run(mut args: Args, dirs: &Dirs) -> Result<(), Failure> {
         // It would be of no use to anybody.
         let _ = ask(dirs, "attach", &Request::Detach { name }, &[]);
         return Err(Failure::new(1, format!("attach: {container}: {why}")));
+    }
+    if let Some(resolver) = inside.resolver.as_ref().filter(|_| !args.no_resolver) {
+        let written = match (&mounted, &target.process) {
+            // The container has no root of its own yet, and what was there before it is the host's.
+            (Some(path), _) => path.as_ref().map_or(Ok(false), |path| resolver.write_over(path).map(|()| true)),
+            (None, Some(process)) => resolver.write_into(&target.namespace, process),
+            (None, None) => Ok(false),
+        };
+        if let Err(error) = written {
+            eprintln!("meshd: attach: {container}: /etc/resolv.conf: {error}: names of the mesh are not known there");
+        }
     }
     if args.json {
         print_json(&inside)
@@ -120,10 +143,11 @@ fn list(dirs: &Dirs, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&all);
     }
-    let line = |Listed { name, bridge, addresses, attached, .. }: &Listed| {
+    let line = |Listed { name, bridge, addresses, publish, attached, .. }: &Listed| {
+        let ports: String = publish.iter().map(|opening| format!("  {opening}")).collect();
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let state = if *attached { "" } else { "  (not attached; kept for it)" };
-        format!("{name}  {bridge}  {}{state}\n", addresses.join(", "))
+        format!("{name}  {bridge}  {}{ports}{state}\n", addresses.join(", "))
     };
     print(&all.iter().map(line).collect::<String>())
 }

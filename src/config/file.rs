@@ -9,7 +9,9 @@ use zeroize::Zeroize as _;
 
 use super::problem::{Problem, Problems, quote};
 use super::reader::{Lines, Reader, Section, table, text};
-use super::{Bridge, Config, Egress, Exit, Host, Lan, NamedContainer, Names, Peer, Publish, User, allow, check, value};
+use super::{
+    Bridge, Config, Egress, Exit, Host, Lan, NamedContainer, Names, Peer, Publish, User, allow, check, service, value,
+};
 use crate::key::{KeyError, NextKeys, PrivateKey};
 
 /// When `meshd.toml` says nothing else.
@@ -167,13 +169,13 @@ fn bridge(reader: &mut Reader<'_>, mut at: Section<'_>) -> Option<Bridge> {
     let egress = egress(reader, &mut at);
     let allow = reader.strings(&mut at, "allow", value::allowed_network);
     let users = reader.named_sections(&mut at, "users", "user");
-    let users = users.into_iter().filter_map(|(name, at)| user(reader, name, at)).collect();
+    let users = users.into_iter().filter_map(|(name, at)| user(reader, &name, at)).collect();
     reader.finish(&at);
     Some(Bridge { name: name?, subnets: subnets?, egress, allow: allow.unwrap_or_default(), users })
 }
 
-fn user(reader: &mut Reader<'_>, name: String, mut at: Section<'_>) -> Option<User> {
-    let checked = value::user(&name);
+fn user(reader: &mut Reader<'_>, name: &str, mut at: Section<'_>) -> Option<User> {
+    let checked = value::user(name);
     if let Err(why) = &checked {
         let (line, context) = (at.line(), at.context.clone());
         reader.problem(line, format!("{context}{why}"));
@@ -181,12 +183,14 @@ fn user(reader: &mut Reader<'_>, name: String, mut at: Section<'_>) -> Option<Us
     let containers = reader.integer(&mut at, "containers", 0..=MAX_CONTAINERS, "");
     let addresses = reader.strings(&mut at, "addresses", value::subnet);
     let reach = reader.strings(&mut at, "reach", value::user);
+    let publish = reader.strings(&mut at, "publish", service);
     reader.finish(&at);
     Some(User {
         name: checked.ok()?,
         containers: containers.unwrap_or(DEFAULT_CONTAINERS),
         addresses: addresses.unwrap_or_default(),
         reach: reach.unwrap_or_default(),
+        publish: publish.unwrap_or_default(),
     })
 }
 

@@ -124,6 +124,8 @@ pub struct User {
     pub addresses: Vec<IpNet>,
     /// Users whose containers theirs may reach on the bridge, and the other way round.
     pub reach: Vec<String>,
+    /// Ports of this host that they may have lead to a container of theirs.
+    pub publish: Vec<Service>,
 }
 
 /// Where a bridge's containers leave to the internet.

@@ -1,6 +1,7 @@
 //! Each error's exact text, and that nothing makes the parser panic.
 
 mod names;
+mod users;
 
 use std::collections::BTreeMap;
 

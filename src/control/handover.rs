@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io::{self, BufRead as _, IoSlice, IoSliceMut, Read as _};
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -79,6 +79,9 @@ pub struct Listed {
     pub uid: u32,
     /// In each subnet.
     pub addresses: Vec<IpAddr>,
+    /// Ports of this host that lead to it.
+    #[serde(default)]
+    pub publish: Vec<attach::Opening>,
     /// Whether it is there; the addresses of one that is not are kept for it.
     pub attached: bool,
 }
@@ -90,7 +93,7 @@ pub struct Listed {
 pub fn send(stream: &UnixStream, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    let raw: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&line)], control, MsgFlags::MSG_NOSIGNAL, None)?;

@@ -24,7 +24,7 @@ impl Reconciler {
     pub async fn arm_guard(&mut self, config: &Config) -> Result<bool, Error> {
         let guarded = config.host.bridges.iter().filter(|bridge| bridge.egress != Egress::Direct);
         self.guarded = guarded.map(|bridge| bridge.name.clone()).collect();
-        match plan::nft::guard(config) {
+        match plan::nft::guard(&self.with_ports(config)) {
             Some(guard) => self.put_guard(guard).await,
             None => self.store.load().map(|_| false),
         }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::netlink::Netlink;
 use super::port::{ContainerNamespace, index};
+use super::resolv_conf::Resolver;
 use crate::plan::LinkSetting;
 
 /// What there is to set up.
@@ -23,6 +24,8 @@ pub struct Inside {
     pub addresses: Vec<IpNet>,
     /// The bridge's own addresses, by which everything else is reached: at most one of each family.
     pub gateways: Vec<IpAddr>,
+    /// Where this host answers for names.
+    pub resolver: Option<Resolver>,
 }
 
 /// Enters a container's network namespace for good. This process must have one thread only.

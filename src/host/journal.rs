@@ -58,7 +58,7 @@ pub struct Original {
 pub struct Fingerprints {
     /// Of the text that was put there.
     pub text: String,
-    /// Of how nft listed it then.
+    /// Of how nft listed it then; empty when it has not been asked yet.
     pub listing: String,
 }
 

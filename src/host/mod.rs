@@ -30,8 +30,10 @@ mod nft;
 mod packet_socket;
 mod path_mtu;
 pub mod port;
+mod ports;
 pub mod process;
 mod program;
+pub mod resolv_conf;
 mod rivals;
 mod snapshot;
 mod surroundings;
@@ -144,11 +146,6 @@ impl Reconciler {
         self.listen_port = Some(port);
     }
 
-    /// Which containers are attached, from now on.
-    pub fn set_ports(&mut self, ports: Vec<Port>) {
-        self.ports = ports;
-    }
-
     /// Where nft(8) is, for a host whose `PATH` does not say.
     pub fn set_nft_program(&mut self, path: &Path) {
         self.nft = Nft::new(path);
@@ -170,6 +167,7 @@ impl Reconciler {
 
     /// What [`reconcile`](Self::reconcile) would do, once the tunnel's interface exists. Changes nothing.
     pub async fn plan(&mut self, config: &Config) -> Result<Outcome, Error> {
+        let config = &*self.with_ports(config);
         let journal = self.store.peek()?;
         let snapshot = self.look(&journal).await?;
         let (desired, mut warnings) = desired(config, &self.facts_of(&snapshot));
@@ -214,7 +212,7 @@ impl Reconciler {
         if let Err(error) = self.keep_guard(config) {
             outcome.warnings.push(format!("{error}; a boot at which the configuration cannot be read has no guard"));
         }
-        outcome.warnings.extend(listeners::warnings(config));
+        outcome.warnings.extend(listeners::warnings(&self.with_ports(config)));
         if failed.is_empty() { Ok(outcome) } else { Err(Error::Incomplete { applied: outcome.changes, failed }) }
     }
 
@@ -265,32 +263,6 @@ impl Reconciler {
         if failed.is_empty() { Ok(applied) } else { Err(Error::Incomplete { applied, failed }) }
     }
 
-    /// Has the rules of these containers' ports in place, before the first packet of a new one.
-    pub async fn hold_ports(&mut self, ports: Vec<Port>) -> Result<(), Error> {
-        self.ports = ports;
-        let mut journal = self.store.load()?;
-        let (mut seen, before) = (self.seen.take(), nft::generation().ok());
-        let now = if let Some(table) = plan::nft::ports(&self.interface, &self.ports) {
-            let fingerprint = table.fingerprint();
-            journal.nft.insert(table.name.clone(), put(&self.nft, &table).await?);
-            NftActual::Intact(fingerprint)
-        } else {
-            let name = plan::nft::ports_name(&self.interface);
-            self.nft.remove("bridge", &name).await?;
-            journal.nft.remove(&name);
-            NftActual::Absent
-        };
-        // When this was the one change of the ruleset, what was known of the other tables holds.
-        let after = nft::generation().ok();
-        if let Some(seen) = seen.as_mut().filter(|seen| {
-            seen.generation == before && before.is_some_and(|before| after == Some(before.wrapping_add(1)))
-        }) {
-            (seen.generation, seen.tables.ports) = (after, now);
-            self.seen = Some(seen.clone());
-        }
-        self.store.save(&journal)
-    }
-
     /// Puts the kernel back to what it was before the first change, but for the guard when it is to stay. Goes on past
     /// failures and reports them all; the journal stays until everything has succeeded.
     pub async fn teardown(&mut self, keep_guard: bool) -> Result<Vec<Change>, Error> {
@@ -308,11 +280,11 @@ impl Reconciler {
                 // Never there, so nothing of ours is in it.
                 Err(Error::NftMissing(_)) if journal.nft.is_empty() => {
                     nft_missing = true;
-                    Default::default()
+                    NftTables::default()
                 }
                 Err(error) => {
                     failed.push(Failure::new("nft", error));
-                    Default::default()
+                    NftTables::default()
                 }
             };
             let mut actual = snapshot.actual(&self.netlink, &self.interface, &nothing, &journal, nft).await?;
@@ -369,7 +341,7 @@ impl Reconciler {
     /// What is desired of what can be had now. Without the tunnel's interface, egress bridges are held closed: guard, rules, and
     /// tables that lead to local bridges, `allow` networks and `unreachable` only.
     fn wanted(&self, config: &Config, snapshot: &Snapshot) -> (DesiredState, Vec<String>) {
-        let (mut desired, mut warnings) = desired(config, &self.facts_of(snapshot));
+        let (mut desired, mut warnings) = desired(&self.with_ports(config), &self.facts_of(snapshot));
         if snapshot.links.get(&self.interface).is_none() {
             desired.withhold_tunnel();
             warnings.push(format!("interface {} does not exist: egress stays closed", self.interface));
@@ -394,7 +366,9 @@ impl Reconciler {
         // Asked for before listing: a change in between is then seen the next time.
         let generation = nft::generation().ok();
         if let Some(seen) = self.seen.as_ref().filter(|seen| generation.is_some() && seen.generation == generation) {
-            return Ok(seen.tables.clone());
+            let tables = seen.tables.clone();
+            self.list_ports(journal).await?;
+            return Ok(tables);
         }
         let state = async |family, name: String| {
             let listing = if nft::missing(family, &name) { None } else { self.nft.listing(family, &name).await? };

@@ -38,6 +38,8 @@ pub struct LinkState {
     pub index: u32,
     /// Administratively.
     pub up: bool,
+    /// It is a bridge's port, or part of a bond.
+    pub enslaved: bool,
     /// What can be set.
     pub settings: BTreeSet<LinkSetting>,
 }
@@ -213,11 +215,12 @@ fn address_family(family: Family) -> AddressFamily {
 
 fn parse_link(message: &LinkMessage) -> Option<(String, LinkState)> {
     let up = message.header.flags.contains(LinkFlags::Up);
-    let mut state = LinkState { index: message.header.index, up, settings: BTreeSet::new() };
+    let mut state = LinkState { index: message.header.index, up, enslaved: false, settings: BTreeSet::new() };
     let mut name = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Controller(_) => state.enslaved = true,
             LinkAttribute::Mtu(mtu) => _ = state.settings.insert(LinkSetting::Mtu(*mtu)),
             LinkAttribute::TxQueueLen(packets) => _ = state.settings.insert(LinkSetting::TxQueueLen(*packets)),
             _ => {}

@@ -107,9 +107,9 @@ pub fn generation() -> Result<u32, Error> {
 
 /// Whether `table FAMILY NAME` is missing for certain (`NFT_MSG_GETTABLE`): sooner known than by starting nft(8).
 pub fn missing(family: &str, name: &str) -> bool {
-    let family = if family == "bridge" { NFPROTO_BRIDGE } else { NFPROTO_INET };
     const GETTABLE: u16 = 1;
     const NLMSG_ERROR: u16 = 2;
+    let family = if family == "bridge" { NFPROTO_BRIDGE } else { NFPROTO_INET };
     let length = (4 + name.len() + 1) as u16;
     let mut attribute = [length.to_ne_bytes(), NFTA_TABLE_NAME.to_ne_bytes()].concat();
     attribute.extend(name.bytes());

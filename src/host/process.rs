@@ -37,6 +37,11 @@ impl Process {
         Ok(Self { pid, started: started(pid)? })
     }
 
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// A pidfd of it.
     ///
     /// # Errors

@@ -65,7 +65,11 @@ impl Snapshot {
             let leased = |address: &Address| address.index == state.index && !address.permanent;
             let global = |address: &Address| matches!(address.net, ipnet::IpNet::V6(net) if !is_link_local(net.addr()));
             let autoconfigured = by_ra || self.addresses.iter().any(|address| leased(address) && global(address));
-            let read = |key: &str| sysctl::read(&SysctlKey::new(Family::V6, name, key)).ok().flatten();
+            // Nothing is routed by way of a bridge's port, of which there may be hundreds.
+            let read = |key: &str| {
+                let key = (!state.enslaved).then(|| SysctlKey::new(Family::V6, name, key))?;
+                sysctl::read(&key).ok().flatten()
+            };
             let ipv6 = read("disable_ipv6").is_some_and(|value| value == "0");
             let accept_ra = read("accept_ra").and_then(|value| value.parse().ok());
             (name.clone(), Link { index: state.index, up: state.up, ipv6, accept_ra, autoconfigured })

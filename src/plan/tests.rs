@@ -145,6 +145,7 @@ fn the_vps_with_attached_containers() {
         addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
         uid,
         reach: reach.to_vec(),
+        publish: Vec::new(),
     };
     let ports = vec![
         port(1, 1001, &["10.89.1.10", "fd89:1::10"], &[1002]),

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod cgroup;
+pub mod container;
 pub mod dns;
 pub mod dump;
 pub mod express;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read as _};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ const NAME: &str = "org.meshd.name";
 const BRIDGE: &str = "org.meshd.bridge";
 const ADDRESSES: &str = "org.meshd.addresses";
 const INTERFACE: &str = "org.meshd.interface";
+const PUBLISH: &str = "org.meshd.publish";
+const ALL: [&str; 5] = [NAME, BRIDGE, ADDRESSES, INTERFACE, PUBLISH];
 const PREFIX: &str = "org.meshd.";
 /// Annotations hold labels, too.
 const LONGEST: u64 = 1 << 20;
@@ -26,6 +29,8 @@ const LONGEST: u64 = 1 << 20;
 pub(super) struct State {
     id: String,
     pid: i32,
+    #[serde(default)]
+    bundle: PathBuf,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
@@ -39,28 +44,57 @@ pub(super) fn read(from: impl BufRead) -> Result<State, Failure> {
         .map_err(|error| Failure::new(1, format!("attach: standard input: no state of an OCI container: {error}")))
 }
 
+/// The part of a container's config.json that says what is mounted where.
+#[derive(Debug, Default, Deserialize)]
+struct Spec {
+    #[serde(default)]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Mount {
+    destination: PathBuf,
+    #[serde(default)]
+    source: PathBuf,
+}
+
 impl State {
+    /// What the engine mounts as the container's /etc/resolv.conf, if it does.
+    pub(super) fn resolv_conf(&self) -> Result<Option<PathBuf>, Failure> {
+        let path = self.bundle.join("config.json");
+        let failed = |why: String| Failure::new(1, format!("attach: {}: {why}", path.display()));
+        let text = std::fs::read(&path).map_err(|error| failed(error.to_string()))?;
+        let spec: Spec = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+        let mut mounts = spec.mounts.into_iter();
+        let mount = mounts.find(|mount| mount.destination == Path::new("/etc/resolv.conf"));
+        Ok(mount.map(|mount| self.bundle.join(mount.source)))
+    }
+
     /// Puts what it says in the place of arguments.
     pub(super) fn fill(self, args: &mut Args) -> Result<(), Failure> {
-        let unknown =
-            |key: &&String| key.starts_with(PREFIX) && ![NAME, BRIDGE, ADDRESSES, INTERFACE].contains(&key.as_str());
+        let unknown = |key: &&String| key.starts_with(PREFIX) && !ALL.contains(&key.as_str());
         if let Some(key) = self.annotations.keys().find(unknown) {
             return Err(Failure::new(4, format!("attach: annotation {}: unknown", quote(key)))
-                .try_this(format!("one of {NAME}, {BRIDGE}, {ADDRESSES}, {INTERFACE}")));
+                .try_this(format!("one of {}", ALL.join(", "))));
         }
         let of = |key: &str| self.annotations.get(key).cloned();
-        for word in of(ADDRESSES).iter().flat_map(|list| list.split([',', ' '])).filter(|word| !word.is_empty()) {
-            let address = word.parse();
-            args.address.push(address.map_err(|_| {
-                Failure::new(4, format!("attach: annotation {ADDRESSES}: {}: no IP address", quote(word)))
-            })?);
-        }
+        args.address = self.list(ADDRESSES, |word: &str| word.parse().map_err(|_| "no IP address".to_owned()))?;
+        args.publish = self.list(PUBLISH, str::parse)?;
         args.container = Some(self.pid.to_string());
         // Podman and Docker make their identifiers of 64 digits; the first twelve are what they show.
         args.name = Some(of(NAME).unwrap_or_else(|| self.id.chars().take(12).collect()));
         args.bridge = of(BRIDGE);
         args.interface = of(INTERFACE).unwrap_or_else(|| args.interface.clone());
         Ok(())
+    }
+
+    /// The words of an annotation, between commas or blanks.
+    fn list<T>(&self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Failure> {
+        let words = self.annotations.get(key).into_iter().flat_map(|list| list.split([',', ' ']));
+        let value = |word: &str| {
+            read(word).map_err(|why| Failure::new(4, format!("attach: annotation {key}: {}: {why}", quote(word))))
+        };
+        words.filter(|word| !word.is_empty()).map(value).collect()
     }
 }
 

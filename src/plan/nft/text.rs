@@ -71,13 +71,13 @@ pub(super) fn inside(config: &Config) -> BTreeSet<&str> {
 pub(super) struct Text {
     family: &'static str,
     name: String,
-    text: String,
+    lines: String,
 }
 
 impl Text {
     pub(super) fn new(family: &'static str, name: String) -> Self {
-        let text = format!("table {family} {name} {{\n");
-        Self { family, name, text }
+        let lines = format!("table {family} {name} {{\n");
+        Self { family, name, lines }
     }
 
     pub(super) fn base_chain(&mut self, name: &str, kind: &str, hook: &str, priority: &str, rules: &[String]) {
@@ -96,16 +96,16 @@ impl Text {
         let elements =
             if elements.is_empty() { String::new() } else { format!("; elements = {{ {} }}", elements.join(", ")) };
         // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "\tset {name} {{ {of}{elements}; }}");
+        let _ = writeln!(self.lines, "\tset {name} {{ {of}{elements}; }}");
     }
 
     fn block<'a>(&mut self, name: &str, lines: impl Iterator<Item = &'a String>) {
         let lines: String = lines.fold(String::new(), |text, line| text + "\t\t" + line + "\n");
         // Writing to a String cannot fail.
-        let _ = write!(self.text, "\tchain {name} {{\n{lines}\t}}\n");
+        let _ = write!(self.lines, "\tchain {name} {{\n{lines}\t}}\n");
     }
 
     pub(super) fn finish(self) -> NftTable {
-        NftTable { family: self.family, name: self.name, text: self.text + "}\n" }
+        NftTable { family: self.family, name: self.name, text: self.lines + "}\n" }
     }
 }
