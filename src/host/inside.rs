@@ -13,7 +13,8 @@ use super::Error;
 use super::netlink::Netlink;
 use super::port::{ContainerNamespace, index};
 use super::resolv_conf::Resolver;
-use crate::plan::LinkSetting;
+use super::sysctl;
+use crate::plan::{Family, LinkSetting, SysctlKey};
 
 /// What there is to set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,11 @@ pub async fn set_up(inside: &Inside) -> Result<(), Error> {
     for (index, what) in [(loopback, "lo"), (interface, name)] {
         let up = netlink.set_link(index, LinkSetting::Up).await;
         up.map_err(|error| Error::netlink(format!("ip link set {what} up"), error))?;
+    }
+    // Where there is no network, Docker turns IPv6 off for interfaces to come.
+    let off = SysctlKey::new(Family::V6, name, "disable_ipv6");
+    if inside.addresses.iter().any(|net| net.addr().is_ipv6()) && sysctl::read(&off)?.as_deref() == Some("1") {
+        sysctl::write(&off, "0")?;
     }
     for &net in &inside.addresses {
         let added = netlink.add_address(interface, net).await;
