@@ -93,6 +93,7 @@ fn with_the_package(debian: &Debian) {
     let version = debian.run("meshd --version");
     assert_eq!(version.trim(), concat!("meshd ", env!("CARGO_PKG_VERSION")));
     for file in [
+        "/usr/share/meshd/hooks.d/meshd.json",
         "/usr/share/man/man8/meshd.8.gz",
         "/usr/share/man/man8/meshd-guard.8.gz",
         "/usr/share/man/man8/meshd-peer-add.8.gz",
