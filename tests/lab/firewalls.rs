@@ -1,9 +1,9 @@
 //! Docker, ufw and firewalld themselves, on a host of the lab: in its namespaces, with folders of their own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use super::host::Host;
+use super::host::{Host, describe};
 use super::{secs, wait_for};
 
 /// What iptables of both families holds, counters aside.
@@ -11,7 +11,7 @@ pub fn iptables(host: &Host) -> String {
     host.run(r"{ iptables-save; ip6tables-save; } | sed -E '/^#/d; s/ \[[0-9]+:[0-9]+\]//'")
 }
 
-/// A Docker daemon. It needs no client: its API is asked directly.
+/// A Docker daemon. Most of it needs no client: its API is asked directly.
 pub struct Docker<'a> {
     host: &'a Host,
     folder: PathBuf,
@@ -32,12 +32,13 @@ impl<'a> Docker<'a> {
         let log = std::fs::File::create(self.folder.join("log")).expect("a log");
         // Not in the host's mount namespace, which has no control groups: ip-netns(8) mounts another /sys. Into /etc/docker
         // it writes a key, whatever its options say.
-        let daemon = std::process::Command::new("nsenter")
+        let daemon = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.host.name()))
             .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc"])
             .arg("mkdir -p /etc/docker; mount -t tmpfs tmpfs /etc/docker; exec dockerd \"$@\"")
             .args(["dockerd", "--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
-            .args(["--host", &format!("unix://{}", path("sock")), "--storage-driver", "vfs"])
+            .args(["--host", &self.address(), "--storage-driver", "vfs"])
+            .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", self.host.name()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -53,6 +54,19 @@ impl<'a> Docker<'a> {
         let answer =
             self.host.try_run(&format!("curl -s --unix-socket {} {post} http://docker/{path}", socket.display()));
         String::from_utf8_lossy(&answer.stdout).into_owned()
+    }
+
+    /// `DOCKER_HOST` of its clients.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.folder.join("sock").display())
+    }
+
+    /// Runs docker(1), which must succeed.
+    pub fn client(&self, args: &[&str]) -> String {
+        let output =
+            self.host.command("docker").args(args).env("DOCKER_HOST", self.address()).output().expect("docker");
+        assert!(output.status.success(), "docker {}\n{}", args.join(" "), describe(&output));
+        String::from_utf8(output.stdout).expect("text")
     }
 
     /// As `docker network create -o com.docker.network.bridge.name=br0`.
@@ -88,6 +102,11 @@ impl Drop for Docker<'_> {
             eprintln!("{}", std::fs::read_to_string(self.folder.join("log")).unwrap_or_default());
         }
         self.stop();
+        // It leaves the parent of its containers' control groups: one in version 2, one for each controller in version 1.
+        for folder in ["", "*/"] {
+            let _ =
+                Command::new("sh").args(["-c", &format!("rmdir /sys/fs/cgroup/{folder}{}", self.host.name())]).output();
+        }
     }
 }
 

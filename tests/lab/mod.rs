@@ -20,6 +20,7 @@ pub mod nat;
 pub mod netns;
 pub mod other;
 pub mod phone;
+pub mod podman;
 pub mod sequence;
 pub mod services;
 pub mod snapshot;
