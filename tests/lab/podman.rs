@@ -36,17 +36,13 @@ impl User {
         if !user.meshd.exists() {
             fs::copy(env!("CARGO_BIN_EXE_meshd"), &user.meshd).expect("the binary");
         }
-        for folder in ["", "run", ".config", ".config/containers"] {
+        for folder in ["", "run", ".config", ".config/containers", ".config/containers/containers.conf.d"] {
             user.make_folder(folder);
         }
         // What Podman takes where there is neither systemd nor crun.
-        let settings = format!(
-            "[containers]\nlog_driver = \"k8s-file\"\n[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n\
-             events_logger = \"file\"\nhooks_dir = [\"{}\"]\n",
-            user.file("hooks.d").display()
-        );
-        user.write(".config/containers/containers.conf", &settings);
-        user.make_folder("hooks.d");
+        let settings = "[containers]\nlog_driver = \"k8s-file\"\n\
+                        [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+        user.write(".config/containers/containers.conf", settings);
         user
     }
 
@@ -55,7 +51,7 @@ impl User {
         let (pid, count) = lab.topology.id.split_once("-t").expect("PID-tCOUNT");
         let [pid, count]: [u32; 2] = [pid, count].map(|word| word.parse().expect("a number"));
         // A process number has 22 bits.
-        1 << 30 | pid << 8 | (count & 31) << 3 | number & 7
+        (1 << 30) | (pid << 8) | ((count & 31) << 3) | (number & 7)
     }
 
     /// What grants them containers on a bridge of theirs, for `meshd.toml`.
@@ -76,21 +72,24 @@ impl User {
         path
     }
 
-    fn make_folder(&self, name: &str) {
+    /// Makes a folder of theirs.
+    pub fn make_folder(&self, name: &str) {
         let path = self.file(name);
         fs::create_dir(&path).expect("a folder");
         fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).expect("chmod");
         chown(&path, Some(self.uid), Some(self.uid)).expect("chown");
     }
 
-    /// Puts the hook of `deploy/` where this user's Podman finds it.
+    /// Puts the hook of `deploy/` where this user's Podman is told to find it by the file of the worked example.
     pub fn install_hook(&self) {
         let hook = fs::read_to_string(root().join("deploy/hooks.d/meshd.json")).expect("the hook");
-        let here = format!("\"{}\"", self.meshd.display());
         let folder = format!("\"--oci-hook\", \"--run-dir\", \"{}\"", self.run_dir.display());
-        let placed = hook.replace("\"/usr/bin/meshd\"", &here).replace("\"--oci-hook\"", &folder);
-        assert!(placed.contains(&here) && placed.contains(&folder), "{hook}");
-        self.write("hooks.d/meshd.json", &placed);
+        let placed = substitute(&hook, "/usr/bin/meshd", &self.meshd.display().to_string());
+        self.make_folder("hooks.d");
+        self.write("hooks.d/meshd.json", &substitute(&placed, "\"--oci-hook\"", &folder));
+        let settings = fs::read_to_string(root().join("examples/selfhosted/containers.conf")).expect("a file");
+        let settings = substitute(&settings, "/usr/share/meshd/hooks.d", &self.file("hooks.d").display().to_string());
+        self.write(".config/containers/containers.conf.d/meshd.conf", &settings);
     }
 
     /// A program that they will run on the host.
@@ -154,6 +153,12 @@ impl Drop for User {
             });
         }
     }
+}
+
+/// Replaces what must be there.
+pub fn substitute(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "no {from:?} in:\n{text}");
+    text.replace(from, to)
 }
 
 fn runs_anything(uid: u32) -> bool {
