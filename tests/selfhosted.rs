@@ -16,7 +16,8 @@ use lab::netns::Namespace;
 use lab::phone::{PHONE, PHONE6};
 use lab::podman::{User, make_root, substitute};
 use lab::traffic::seen_by;
-use lab::{HOME6, ISP, Lab, VPS, VPS6, WEB, WEB6, secs, wait_for};
+use lab::{ISP, Lab, VPS, VPS6, WEB, WEB6, secs, wait_for};
+use nix::sys::signal::Signal;
 
 /// What the internet's end of the VPS's cable is called there.
 const CLIENT: &str = "203.0.113.1";
@@ -106,6 +107,15 @@ impl Example {
         Self { proxy, cloud, vault, phone, certificate, lab }
     }
 
+    /// Waits until both services answer the internet.
+    fn wait(&self) {
+        for name in ["cloud", "vault"] {
+            wait_for(format!("{name} answers"), secs(20), || {
+                self.get(&self.lab.internet, &format!("{name}.example.net"), "/name", "").ends_with(name).then_some(())
+            });
+        }
+    }
+
     /// A GET of `https://HOST/PATH`, whose name leads to the VPS for everybody.
     fn get(&self, from: &Namespace, host: &str, path: &str, more: &str) -> String {
         let resolve = format!("--resolve {host}:443:{}", if more.contains("-6") { VPS6 } else { VPS });
@@ -178,6 +188,10 @@ fn make_nginx(root: &PathBuf, configuration: Option<&str>, owner: u32) {
     make_root(root, &["nginx", "curl"], owner);
 }
 
+fn holds(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
 /// The lines of a service's log since `from`.
 fn log(user: &User, name: &str, from: usize) -> Vec<String> {
     user.podman(&["logs", name]).lines().skip(from).map(str::to_owned).collect()
@@ -219,9 +233,7 @@ fn from_everywhere_by_one_url_with_the_clients_own_address() {
             assert_eq!(log(user, name, seen), [format!("{client} {name}.home.mesh /name")]);
         }
     }
-    for home in [ISP, HOME6, "192.168.1.20"] {
-        assert!(!shown.contains(home), "{shown}");
-    }
+    assert!(HOME.iter().all(|home| !holds(shown.as_bytes(), home)), "{shown}");
     // Whoever names neither learns nothing.
     let output = internet.try_run(&format!("curl -sSk -m 5 https://{VPS}/"));
     assert!(describe(&output).contains("unrecognized name"), "{}", describe(&output));
@@ -231,4 +243,86 @@ fn from_everywhere_by_one_url_with_the_clients_own_address() {
         assert!(log.contains(&format!("{client} cloud.example.net \"GET /forwarded HTTP/")), "{log}");
     }
     assert!(lab.home.status()["warnings"].as_array().expect("warnings").is_empty(), "{}", lab.home.status());
+}
+
+#[test]
+fn where_home_is_stays_unknown() {
+    let test = Example::new();
+    let (lab, internet, phone) = (&test.lab, &test.lab.internet, &test.phone);
+    let [proxy, cloud, vault] = [(&test.proxy, "proxy"), (&test.cloud, "cloud"), (&test.vault, "vault")]
+        .map(|(user, name)| user.container(name));
+    // In the clear: between the proxy and the services, and in the phone's tunnel. Each also sees what it must.
+    let clear: [(&Namespace, &str, &[u8]); 2] =
+        [(&proxy, "eth0", b"X-Real-IP: "), (phone, "phone", b"Host: cloud.home.mesh")];
+    let shown = clear.map(|(namespace, interface, expected)| {
+        let nowhere = HOME.map(|marker| Capture::start(namespace, interface, marker));
+        (interface, Capture::start(namespace, interface, expected), nowhere)
+    });
+    // On the wires: all that home sends or gets is the tunnel's, and all else knows nothing of it.
+    let cables = [Capture::start(&lab.home, "eth0", b""), Capture::start(internet, "isp", b"")];
+    let outside = Capture::start(internet, "vps", b"");
+
+    test.wait();
+    for family in ["-4", "-6"] {
+        for from in [internet, phone, &cloud] {
+            let answer = test.get(from, "vault.example.net", "/name", family);
+            assert!(answer.ends_with("vault") && HOME.iter().all(|home| !holds(answer.as_bytes(), home)), "{answer}");
+        }
+    }
+    // What the services themselves ask of the world comes from the VPS.
+    assert_eq!((&*seen_by(&cloud, WEB).expect("v4"), &*seen_by(&cloud, WEB6).expect("v6")), (VPS, VPS6));
+    for name in ["home.mesh.", "cloud.home.mesh.", "vault.home.mesh."] {
+        for kind in [A, AAAA] {
+            let servers: [(&Namespace, &str); 4] =
+                [(phone, "10.88.0.1"), (&proxy, "10.89.1.1"), (&cloud, "10.89.2.1"), (&cloud, "fd89:2::1")];
+            for (from, server) in servers {
+                let answers = look_up(from, server, name, kind);
+                let inside = |answer: &String| answer.starts_with("10.8") || answer.starts_with("fd8");
+                assert!(!answers.is_empty() && answers.iter().all(inside), "{name} of {server}: {answers:?}");
+            }
+        }
+    }
+    let [address] = &look_up(phone, "10.88.0.1", "cloud.home.mesh.", A)[..] else { panic!("one address") };
+    phone.run(&format!("curl -sS -m 5 --resolve cloud.home.mesh:80:{address} http://cloud.home.mesh/name"));
+    // Neighbours on the bridge, and of other users.
+    let vaults = &look_up(&cloud, "10.89.2.1", "vault.home.mesh.", A)[0];
+    assert!(!cloud.ping(vaults) && vault.ping("10.89.2.1"), "each service is alone");
+
+    // The proxy fails while home is gone, and home says nothing meanwhile.
+    lab.home.end(Signal::SIGKILL);
+    let answer = test.get(internet, "cloud.example.net", "/name", "");
+    assert!(!answer.contains(" 200 ") && HOME.iter().all(|home| !holds(answer.as_bytes(), home)), "{answer}");
+    assert!(seen_by(&cloud, WEB).is_err() && seen_by(&cloud, WEB6).is_err());
+
+    for (interface, sees, nowhere) in shown {
+        assert!(sees.finish().marked > 0, "{interface}: a capture that sees nothing proves nothing");
+        for (capture, what) in nowhere.into_iter().zip(HOME) {
+            assert_eq!(capture.finish().marked, 0, "{interface}: {}", String::from_utf8_lossy(what));
+        }
+    }
+    for cable in cables {
+        let seen = cable.finish();
+        assert!(seen.leaks.is_empty() && seen.tunnel_tx > 0 && seen.tunnel_rx > 0, "{seen:?}");
+    }
+    let seen = outside.finish();
+    assert!(seen.leaks.keys().all(|flow| !flow.contains(ISP) && !flow.contains("2001:db8:168:")), "{seen:?}");
+    assert!(seen.leaks.keys().any(|flow| flow.contains(CLIENT)), "the clients of the world were seen: {seen:?}");
+}
+
+#[test]
+fn whatever_starts_again_is_found_again() {
+    let test = Example::new();
+    test.wait();
+    let before = test.lab.home.meshd(&["attach", "--list"]);
+    test.cloud.podman(&["restart", "--time", "0", "cloud"]);
+    test.wait();
+    test.proxy.podman(&["restart", "--time", "0", "proxy"]);
+    test.wait();
+    assert_eq!(test.lab.home.meshd(&["attach", "--list"]), before);
+    for host in [&test.lab.home, &test.lab.vps] {
+        host.end(Signal::SIGKILL);
+        host.up();
+        test.wait();
+    }
+    assert_eq!(test.lab.home.meshd(&["attach", "--list"]), before);
 }
