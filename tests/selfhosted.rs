@@ -38,7 +38,6 @@ const SERVICE: &str = "
 events {}
 http {
     set_real_ip_from 10.89.1.2;
-    set_real_ip_from fd89:1::2;
     real_ip_header X-Real-IP;
     log_format clients '$remote_addr $host $request_uri';
     access_log /dev/stdout clients;
