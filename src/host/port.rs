@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
 use super::Error;
 use super::container::end;
@@ -138,7 +138,13 @@ pub async fn put(bridge: &Interface, port: &Port, container: &ContainerNamespace
     // A port needs no address of its own. Where IPv6 is off there is nothing to turn off.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", port.interface), "1");
     let up = netlink.set_link(number, LinkSetting::Up).await;
-    up.map_err(|error| Error::netlink(format!("ip link set {} up", port.interface), error))
+    up.map_err(|error| Error::netlink(format!("ip link set {} up", port.interface), error))?;
+    // Nobody answered a moment ago, so the host would not ask again before a second is over.
+    for &address in &port.addresses {
+        let known = netlink.handle().neighbours().add(bridge.index, address).link_layer_address(&port.mac.0);
+        let _ = known.state(NeighbourState::Stale).replace().execute().await;
+    }
+    Ok(())
 }
 
 /// Takes a port away with its other end, and makes the host forget who had its addresses; one that is gone is no error. Must
