@@ -49,6 +49,10 @@ fn a_user_attaches_what_their_podman_runs() {
     assert!(started.status.success(), "{}", describe(&started));
     cloud.meshd(&["attach", "podman:cloud"]);
     let before = addresses(&lab.home, "cloud").expect("attached");
+    for address in &before {
+        let known = lab.home.run(&format!("ip neigh show {address} dev br0"));
+        assert!(known.contains("lladdr"), "who calls at once need not wait: {known}");
+    }
     let container = cloud.container("cloud");
     assert_eq!(seen_by(&container, PROXY).expect("a web server"), before[0]);
     assert_eq!(seen_by(&container, PROXY6).expect("a web server"), before[1]);

@@ -5,8 +5,8 @@ mod lab;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use hickory_proto::rr::RecordType::{A, AAAA};
 use lab::capture::Capture;
@@ -174,7 +174,7 @@ fn run(user: &User, unit: &str, configuration: Option<&str>) {
     user.podman(&args.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-fn make_nginx(root: &PathBuf, configuration: Option<&str>, owner: u32) {
+fn make_nginx(root: &Path, configuration: Option<&str>, owner: u32) {
     for folder in ["etc/nginx", "etc/ssl", "usr/share/nginx", "var/lib/nginx", "var/log/nginx", "var/www/html", "data"]
     {
         fs::create_dir_all(root.join(folder)).expect("a folder");
@@ -313,15 +313,19 @@ fn whatever_starts_again_is_found_again() {
     let test = Example::new();
     test.wait();
     let before = test.lab.home.meshd(&["attach", "--list"]);
-    test.cloud.podman(&["restart", "--time", "0", "cloud"]);
-    test.wait();
-    test.proxy.podman(&["restart", "--time", "0", "proxy"]);
-    test.wait();
-    assert_eq!(test.lab.home.meshd(&["attach", "--list"]), before);
-    for host in [&test.lab.home, &test.lab.vps] {
-        host.end(Signal::SIGKILL);
-        host.up();
+    let again = |what: &str, start: &dyn Fn()| {
+        start();
+        let begin = Instant::now();
         test.wait();
+        println!("{what}: both services answer after {:?}", begin.elapsed());
+    };
+    again("a service", &|| drop(test.cloud.podman(&["restart", "--time", "0", "cloud"])));
+    again("the proxy", &|| drop(test.proxy.podman(&["restart", "--time", "0", "proxy"])));
+    for host in [&test.lab.home, &test.lab.vps] {
+        again(&format!("the agent of {}", host.name), &|| {
+            host.end(Signal::SIGKILL);
+            host.up();
+        });
     }
     assert_eq!(test.lab.home.meshd(&["attach", "--list"]), before);
 }
