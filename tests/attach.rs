@@ -249,8 +249,7 @@ fn two_hundred_cycles_leave_nothing() {
     before.assert_same(&Snapshot::of(home), "after 200 cycles");
     assert!(test.list(0).is_empty());
     home.down();
-    let state = fs::read_to_string(home.state_file("attached.json")).expect("a file");
-    assert!(!state.contains("\"c"), "{state}");
+    assert!(!home.state_file("attached.json").exists());
 }
 
 #[test]

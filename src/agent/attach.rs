@@ -128,10 +128,13 @@ impl Attachments {
         self.shown.send_if_modified(|shown| std::mem::replace(shown, Arc::clone(&all)) != all);
     }
 
+    /// Without leases there is no file.
     async fn write(&self, file: &File) -> io::Result<()> {
-        let (path, text) = (self.path.clone(), serde_json::to_vec_pretty(file)?);
+        let (path, empty) = (self.path.clone(), file.leases.iter().next().is_none());
+        let text = serde_json::to_vec_pretty(file)?;
         // It may be a disk.
-        tokio::task::spawn_blocking(move || files::replace(&path, &text)).await?
+        let write = move || if empty { files::remove(&path) } else { files::replace(&path, &text) };
+        tokio::task::spawn_blocking(write).await?
     }
 }
 
