@@ -170,8 +170,7 @@ async fn supervise(dirs: &Dirs, lock: &RunLock, inherited: Inherited, ready_on_s
     let containers = {
         let running = Arc::clone(&running);
         tokio::spawn(control::handover::serve(containers, ended(), move |stream, uid| {
-            let running = Arc::clone(&running);
-            async move { running.answer_attach(stream, uid).await }
+            Arc::clone(&running).answer_attach(stream, uid)
         }))
     };
     let uapi = match control::uapi::bind(&control::uapi::path(&config.host.interface)) {

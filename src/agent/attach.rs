@@ -210,7 +210,7 @@ impl Running {
     }
 
     /// Answers one client of the socket for containers.
-    pub(super) async fn answer_attach(&self, stream: UnixStream, uid: u32) {
+    pub(super) async fn answer_attach(self: Arc<Self>, stream: UnixStream, uid: u32) {
         let exchange = async {
             let (request, fds) = loop {
                 stream.readable().await?;
@@ -219,7 +219,9 @@ impl Running {
                     other => break other?,
                 }
             };
-            let answer = self.attach_request(uid, request, fds).await.unwrap_or_else(Answer::Problem);
+            // What is begun is done to its end, whatever becomes of the connection.
+            let begun = tokio::spawn(async move { self.attach_request(uid, request, fds).await });
+            let answer = begun.await?.unwrap_or_else(Answer::Problem);
             let mut line = serde_json::to_vec(&answer)?;
             line.push(b'\n');
             let mut line = &line[..];
