@@ -10,6 +10,7 @@ use std::process::Command;
 
 use clap::Args as ClapArgs;
 
+use self::hook::ResolvConf;
 use super::{Dirs, Failure, print, print_json};
 use crate::attach::{self, Opening};
 use crate::config::quote;
@@ -90,10 +91,10 @@ struct Target {
 }
 
 pub fn run(mut args: Args, dirs: &Dirs) -> Result<(), Failure> {
-    let mut mounted = None;
+    let mut resolv_conf = None;
     if args.oci_hook {
         let state = hook::read(io::stdin().lock())?;
-        mounted = Some(state.resolv_conf()?);
+        resolv_conf = Some(state.resolv_conf()?);
         state.fill(&mut args)?;
     }
     let Some(container) = args.container.as_deref().filter(|_| !args.list) else { return list(dirs, args.json) };
@@ -113,9 +114,11 @@ pub fn run(mut args: Args, dirs: &Dirs) -> Result<(), Failure> {
         return Err(Failure::new(1, format!("attach: {container}: {why}")));
     }
     if let Some(resolver) = inside.resolver.as_ref().filter(|_| !args.no_resolver) {
-        let written = match (&mounted, &target.process) {
-            // The container has no root of its own yet, and what was there before it is the host's.
-            (Some(path), _) => path.as_ref().map_or(Ok(false), |path| resolver.write_over(path).map(|()| true)),
+        let written = match (&resolv_conf, &target.process) {
+            // Its process has no root of its own yet: what it sees is the host's.
+            (Some(ResolvConf::Mounted(file)), _) => resolver.write_over(file).map(|()| true),
+            (Some(ResolvConf::Below(root)), _) => File::open(root).and_then(|root| resolver.write_below(&root)),
+            (Some(ResolvConf::Given), _) => Ok(false),
             (None, Some(process)) => resolver.write_into(&target.namespace, process),
             (None, None) => Ok(false),
         };

@@ -44,16 +44,22 @@ impl Resolver {
     /// When the container has ended, or its owner may not write the file.
     pub fn write_into(&self, namespace: &ContainerNamespace, process: &OwnedFd) -> io::Result<bool> {
         let pid = Process::of(process)?.pid();
-        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let (own_root, own_file) =
-            (std::fs::metadata("/").map(identity)?, std::fs::metadata(Path::new("/").join(PATH)).map(identity));
         become_owner(namespace)?;
         let root = File::open(format!("/proc/{pid}/root"))?;
         // Only now: until then the number could have come to be another's.
         Process::of(process)?;
+        self.write_below(&root)
+    }
+
+    /// Writes it below a container's root; whether that has a file of its own, beside the host's.
+    ///
+    /// # Errors
+    /// When this process may not write it.
+    pub fn write_below(&self, root: &File) -> io::Result<bool> {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
         // Nothing holds a named pipe's opener up.
         let mut flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-        if root.metadata().map(identity)? != own_root {
+        if root.metadata().map(identity)? != std::fs::metadata("/").map(identity)? {
             flags |= OFlag::O_CREAT;
         }
         // A symbolic link leads to where it leads within the container.
@@ -62,7 +68,8 @@ impl Resolver {
             .mode(if flags.contains(OFlag::O_CREAT) { Mode::from_bits_truncate(0o644) } else { Mode::empty() })
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let file = File::from(openat2(root.as_fd(), PATH, how)?);
-        if own_file.is_ok_and(|own| file.metadata().map(identity).is_ok_and(|file| file == own)) {
+        let own = std::fs::metadata(Path::new("/").join(PATH)).map(identity);
+        if own.is_ok_and(|own| file.metadata().map(identity).is_ok_and(|file| file == own)) {
             return Ok(false);
         }
         self.write(file).map(|()| true)

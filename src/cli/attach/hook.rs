@@ -44,11 +44,18 @@ pub(super) fn read(from: impl BufRead) -> Result<State, Failure> {
         .map_err(|error| Failure::new(1, format!("attach: standard input: no state of an OCI container: {error}")))
 }
 
-/// The part of a container's config.json that says what is mounted where.
+/// The part of a container's config.json that says where its files are.
 #[derive(Debug, Default, Deserialize)]
 struct Spec {
     #[serde(default)]
+    root: Root,
+    #[serde(default)]
     mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Root {
+    path: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,16 +65,34 @@ struct Mount {
     source: PathBuf,
 }
 
+/// Where a container is going to find its /etc/resolv.conf.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ResolvConf {
+    /// In this file, which its engine made for it and is about to mount.
+    Mounted(PathBuf),
+    /// In this folder, which is about to be its root: Podman mounts nothing where it was told to make no network.
+    Below(PathBuf),
+    /// In a file that somebody else gave it.
+    Given,
+}
+
 impl State {
-    /// What the engine mounts as the container's /etc/resolv.conf, if it does.
-    pub(super) fn resolv_conf(&self) -> Result<Option<PathBuf>, Failure> {
+    /// Where its /etc/resolv.conf is to be.
+    pub(super) fn resolv_conf(&self) -> Result<ResolvConf, Failure> {
         let path = self.bundle.join("config.json");
         let failed = |why: String| Failure::new(1, format!("attach: {}: {why}", path.display()));
         let text = std::fs::read(&path).map_err(|error| failed(error.to_string()))?;
-        let spec: Spec = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
-        let mut mounts = spec.mounts.into_iter();
-        let mount = mounts.find(|mount| mount.destination == Path::new("/etc/resolv.conf"));
-        Ok(mount.map(|mount| self.bundle.join(mount.source)))
+        Ok(self.place(serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?))
+    }
+
+    fn place(&self, spec: Spec) -> ResolvConf {
+        let mount = spec.mounts.into_iter().find(|mount| mount.destination == Path::new("/etc/resolv.conf"));
+        match mount.map(|mount| self.bundle.join(mount.source)) {
+            None => ResolvConf::Below(self.bundle.join(spec.root.path)),
+            // Podman and Docker have a folder for each container, by its ID.
+            Some(file) if file.iter().any(|part| *part == *self.id) => ResolvConf::Mounted(file),
+            Some(_) => ResolvConf::Given,
+        }
     }
 
     /// Puts what it says in the place of arguments.
@@ -137,5 +162,18 @@ mod tests {
             let said = filled(state).unwrap_err();
             assert!(said.contains(why), "{state}: {said}");
         }
+    }
+
+    #[test]
+    fn only_what_is_the_containers_own_is_written() {
+        let state = State { id: "0123".to_owned(), bundle: "/b".into(), ..State::default() };
+        let place = |mount: &str| {
+            let spec = format!(r#"{{"root":{{"path":"root"}},"mounts":[{{"destination":"/proc"}}{mount}]}}"#);
+            state.place(serde_json::from_str(&spec).unwrap())
+        };
+        let mount = |source: &str| format!(r#",{{"destination":"/etc/resolv.conf","source":"{source}"}}"#);
+        assert_eq!(place(""), ResolvConf::Below("/b/root".into()));
+        assert_eq!(place(&mount("/run/0123/resolv.conf")), ResolvConf::Mounted("/run/0123/resolv.conf".into()));
+        assert_eq!(place(&mount("/etc/resolv.conf")), ResolvConf::Given);
     }
 }
