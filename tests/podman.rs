@@ -22,7 +22,10 @@ impl Rootless {
     fn new() -> Self {
         let lab = Lab::new();
         let [cloud, vault] = [0, 1].map(|number| User::new(&lab, &lab.home, number));
-        lab.home.append("meshd.toml", &format!("\n[bridge.users.{}]\n\n[bridge.users.{}]", cloud.uid(), vault.uid()));
+        lab.home.append(
+            "meshd.toml",
+            &format!("\n[bridge.users.{}]\n\n[bridge.users.{}]\n\n[names]", cloud.uid(), vault.uid()),
+        );
         lab.start();
         wait_for("the tunnel", secs(5), || lab.nextcloud.ping(PROXY).then_some(()));
         Self { cloud, vault, _web: WebServer::start(&lab.proxy, 80), lab }
@@ -56,6 +59,8 @@ fn a_user_attaches_what_their_podman_runs() {
     let container = cloud.container("cloud");
     assert_eq!(seen_by(&container, PROXY).expect("a web server"), before[0]);
     assert_eq!(seen_by(&container, PROXY6).expect("a web server"), before[1]);
+    let servers = "nameserver 10.89.2.1\nnameserver fd89:2::1\n";
+    assert!(cloud.podman(&["exec", "cloud", "cat", "/etc/resolv.conf"]).ends_with(servers));
     // What runs in it answers.
     for address in [before[0].clone(), format!("[{}]", before[1])] {
         let answer = lab.proxy.run(&format!("curl -s -o /dev/null -w '%{{http_code}}' http://{address}/missing"));
@@ -96,6 +101,8 @@ fn by_the_hook_it_is_attached_before_its_first_process_runs() {
     wait_for("both answers", secs(10), || (log().lines().count() == 2).then_some(()));
     assert_eq!(log(), "10.89.2.77\nfd89:2::77\n");
     assert_eq!(addresses(&lab.home, "nextcloud").expect("attached"), ["10.89.2.77", "fd89:2::77"]);
+    let servers = "nameserver 10.89.2.1\nnameserver fd89:2::1\n";
+    assert!(cloud.podman(&["exec", "cloud", "cat", "/etc/resolv.conf"]).ends_with(servers));
     // It comes back by itself.
     cloud.podman(&["restart", "--time", "0", "cloud"]);
     wait_for("both answers again", secs(10), || (log().lines().count() == 4).then_some(()));
@@ -112,6 +119,14 @@ fn by_the_hook_it_is_attached_before_its_first_process_runs() {
         assert!(!output.status.success() && describe(&output).contains(why), "{annotation}: {}", describe(&output));
         test.vault.podman(&["rm", "--force", "vault"]);
     }
+    // A name server that somebody chose stays.
+    let chosen = test.vault.write("resolv.conf", "nameserver 9.9.9.9\n");
+    let volume = format!("{}:/etc/resolv.conf", chosen.display());
+    let output =
+        test.vault.start("vault", &["--annotation", "org.meshd.name=vault", "--volume", &volume], &["sleep", "300"]);
+    assert!(output.status.success(), "{}", describe(&output));
+    assert_eq!(test.vault.podman(&["exec", "vault", "cat", "/etc/resolv.conf"]), "nameserver 9.9.9.9\n");
+    test.vault.podman(&["rm", "--force", "vault"]);
     // Without an annotation it is nobody's business.
     let output = test.vault.start("vault", &[], &["sleep", "300"]);
     assert!(output.status.success(), "{}", describe(&output));
