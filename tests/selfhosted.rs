@@ -184,7 +184,7 @@ fn make_nginx(root: &Path, configuration: Option<&str>, owner: u32) {
     fs::write(root.join("etc/group"), "root:x:0:\nwww-data:x:0:\nnogroup:x:0:\n").expect("write");
     fs::write(root.join("etc/nginx/nginx.conf"), configuration.unwrap_or_default()).expect("write");
     std::os::unix::fs::symlink("/dev/stderr", root.join("var/log/nginx/error.log")).expect("a link");
-    make_root(root, &["nginx", "curl"], owner);
+    make_root(root, &["nginx", "curl", "cat"], owner);
 }
 
 fn holds(text: &[u8], part: &[u8]) -> bool {
@@ -236,6 +236,12 @@ fn from_everywhere_by_one_url_with_the_clients_own_address() {
     // Whoever names neither learns nothing.
     let output = internet.try_run(&format!("curl -sSk -m 5 https://{VPS}/"));
     assert!(describe(&output).contains("unrecognized name"), "{}", describe(&output));
+    // Every program finds it by name, also one that knows of resolv.conf(5) only.
+    assert_eq!(test.proxy.podman(&["exec", "proxy", "curl", "-sS", "-m", "5", "http://cloud.home.mesh/name"]), "cloud");
+    assert_eq!(
+        test.cloud.podman(&["exec", "cloud", "cat", "/etc/resolv.conf"]).lines().nth(1),
+        Some("search home.mesh")
+    );
     // The proxy's own log.
     let log = test.proxy.podman(&["logs", "proxy"]);
     for client in [CLIENT, CLIENT6, PHONE, PHONE6] {
