@@ -126,6 +126,7 @@ fn by_the_hook_it_is_attached_before_its_first_process_runs() {
         test.vault.start("vault", &["--annotation", "org.meshd.name=vault", "--volume", &volume], &["sleep", "300"]);
     assert!(output.status.success(), "{}", describe(&output));
     assert_eq!(test.vault.podman(&["exec", "vault", "cat", "/etc/resolv.conf"]), "nameserver 9.9.9.9\n");
+    test.vault.podman(&["kill", "vault"]);
     test.vault.podman(&["rm", "--force", "vault"]);
     // Without an annotation it is nobody's business.
     let output = test.vault.start("vault", &[], &["sleep", "300"]);
