@@ -20,7 +20,7 @@ pub struct User {
 }
 
 impl User {
-    /// One more on a host; they differ in the number, from 0 to 7.
+    /// One more on a host; they differ in the number, from 0 to 3.
     pub fn new(lab: &Lab, host: &Host, number: u32) -> Self {
         let uid = Self::uid_in(lab, number);
         let user = Self {
@@ -46,12 +46,13 @@ impl User {
         user
     }
 
-    /// The number that a user will have.
-    pub fn uid_in(lab: &Lab, number: u32) -> u32 {
+    /// Numbers that neither people nor containers have (systemd's UIDS-GIDS.md; what SSSD makes of directories ends below), by which
+    /// `topology.sh sweep` knows the process that owns the lab, too.
+    fn uid_in(lab: &Lab, number: u32) -> u32 {
         let (pid, count) = lab.topology.id.split_once("-t").expect("PID-tCOUNT");
         let [pid, count]: [u32; 2] = [pid, count].map(|word| word.parse().expect("a number"));
         // A process number has 22 bits.
-        (1 << 30) | (pid << 8) | ((count & 31) << 3) | (number & 7)
+        2_010_000_000 + (pid << 5 | (count & 7) << 2 | number & 3)
     }
 
     /// What grants them containers on a bridge of theirs, for `meshd.toml`.
