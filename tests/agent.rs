@@ -3,7 +3,7 @@
 mod lab;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -433,12 +433,7 @@ fn the_control_socket_obeys_root_only() {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
     fs::set_permissions(lab.path("home/etc/private.key"), fs::Permissions::from_mode(0o600)).expect("chmod");
-    let socket = fs::read_dir(lab.path("home/run"))
-        .expect("the run folder")
-        .flatten()
-        .find(|entry| entry.file_type().expect("a type").is_socket())
-        .expect("a control socket");
-    let meta = socket.metadata().expect("metadata");
+    let meta = fs::metadata(lab.home.run_file("control.sock")).expect("a control socket");
     assert_eq!(meta.mode() & 0o777, 0o660);
 
     let binary = lab.path("meshd");

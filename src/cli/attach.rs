@@ -70,8 +70,8 @@ Examples:
   meshd attach podman:web --publish tcp/443:8443
   meshd attach 4711 --name build
   meshd attach /run/user/1001/netns/cloud --name cloud
-  podman --hooks-dir /usr/share/meshd/hooks.d run --network none \
-      --annotation org.meshd.name=nextcloud IMAGE    as it starts
+  podman --hooks-dir /usr/share/meshd/hooks.d run --network none \\
+      --annotation org.meshd.name=nextcloud IMAGE    (as it starts)
   meshd attach --list";
 
 /// Take a container off its bridge, and give its addresses back
