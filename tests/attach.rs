@@ -3,8 +3,11 @@
 mod lab;
 
 use std::fs;
+use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use lab::snapshot::Snapshot;
 use lab::traffic::{WebServer, seen_at};
 use lab::{Lab, PROXY, secs, wait_for};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::Value;
 
 /// Users without a name in /etc/passwd, so that no two tests meet.
@@ -188,6 +192,93 @@ fn an_agent_that_is_killed_finds_its_containers_again() {
     assert!(test.lab.proxy.ping(&addresses[0]));
     drop(stays);
     wait_for("its end is noticed", secs(2), || (!test.is_attached("stays")).then_some(()));
+}
+
+#[test]
+fn twenty_restarts_lose_nothing_and_leave_nothing() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let container = Container::start(home, CLOUD);
+    let addresses = test.attach(CLOUD, &container, "cloud");
+    // The tunnel's interface has another number each time, so not all of a snapshot.
+    let shape = || {
+        home.run(&format!(
+            "ip -br link | sed 's/[@ ].*//' | sort; ip rule; ip -6 rule; ip route show table all | sort; \
+             nft list ruleset | grep -v -e counter -e elements | sort; ls {}",
+            home.state_file("").display()
+        ))
+    };
+    let (before, listed) = (shape(), test.list(0));
+    for number in 0..20 {
+        home.end(if number % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM });
+        home.up();
+    }
+    assert_eq!(shape(), before);
+    assert_eq!(test.list(0), listed);
+    wait_for("the tunnel is back", secs(20), || container.ping(PROXY).then_some(()));
+    drop(container);
+    wait_for("its end is noticed", secs(2), || (!test.is_attached("cloud")).then_some(()));
+    let again = Container::start(home, CLOUD);
+    assert_eq!(test.attach(CLOUD, &again, "cloud"), addresses);
+}
+
+/// The socket is everybody's.
+#[test]
+fn whatever_is_sent_is_survived() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let socket = home.run_file("attach.sock");
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", home.agent().expect("an agent"))).expect("/proc").count();
+    let before = descriptors();
+    let file = fs::File::open("/dev/null").expect("a file");
+    let many = vec![file.as_raw_fd(); 253];
+    let request = br#"{"attach":{"request":{"name":"x"},"interface":"eth0"}}"#;
+    for text in [&b""[..], b"\n", b"{", b"{}\n", b"\"List\"\n", &[b'[', 60], &[b'a'; 100_000], request] {
+        for count in [0, 1, 2, 5, 253] {
+            let client = UnixStream::connect(&socket).expect("connect");
+            let rights = [ControlMessage::ScmRights(&many[..count])];
+            let text = [text, b"\n"].concat();
+            // Of what is too long the agent reads a part, and hangs up.
+            let _ = sendmsg::<()>(
+                client.as_raw_fd(),
+                &[IoSlice::new(&text)],
+                if count == 0 { &[] } else { &rights },
+                MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+                None,
+            );
+        }
+    }
+    // Those who say nothing.
+    let silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&socket).expect("connect")).collect();
+    let container = Container::start(home, CLOUD);
+    test.attach(CLOUD, &container, "cloud");
+    assert!(container.ping("10.89.2.1"));
+    drop(silent);
+    test.meshd(CLOUD, &["detach", "cloud"]);
+    wait_for("all is closed", secs(5), || (descriptors() <= before).then_some(()));
+}
+
+/// The same name, the same addresses: who comes first has them, and the others are told.
+#[test]
+fn many_at_once_are_served_one_by_one() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let containers: Vec<Container> = (0..8).map(|_| Container::start(home, 0)).collect();
+    let before = Snapshot::of(home);
+    let results: Vec<Option<i32>> = std::thread::scope(|scope| {
+        let attach = |container: &Container| {
+            let pid = container.pid();
+            test.try_meshd(0, &["attach", &pid, "--name", "same", "--address", "10.89.2.77"]).status.code()
+        };
+        let threads: Vec<_> = containers.iter().map(|container| scope.spawn(move || attach(container))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread")).collect()
+    });
+    assert_eq!(results.iter().filter(|code| **code == Some(0)).count(), 1, "{results:?}");
+    assert!(results.iter().all(|code| matches!(code, Some(0 | 4))), "{results:?}");
+    let has_eth0 = |container: &&Container| container.run("ip -br link").contains("eth0");
+    assert_eq!(containers.iter().filter(has_eth0).count(), 1);
+    test.meshd(0, &["detach", "same"]);
+    before.assert_same(&Snapshot::of(home), "after all of it");
 }
 
 #[test]

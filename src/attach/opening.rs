@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Caller, Lease, Leases, Refusal};
 use crate::config::{Config, PortRange, Protocol, Publish, Service, User, service};
 
+/// For one container; each is a rule or two.
+const MAX_OPENINGS: usize = 64;
+
 /// `tcp/443`, or `tcp/443:8443` where the container listens on another port; of a range, on that one for the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -98,6 +101,9 @@ impl Leases {
         name: &str,
         openings: &[Opening],
     ) -> Result<(), Refusal> {
+        if openings.len() > MAX_OPENINGS {
+            return Err(Refusal::TooManyPorts(openings.len(), MAX_OPENINGS));
+        }
         for (index, opening) in openings.iter().enumerate() {
             let service = opening.service;
             let granted = |grant: &User| opening.is_granted(grant);

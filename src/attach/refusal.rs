@@ -62,6 +62,9 @@ pub enum Refusal {
     /// Not in what `[bridge.users]` gives the user.
     #[error("port {1}: {0} may publish {granted}", granted = if .2.is_empty() { "none".to_owned() } else { list_of_names(.2) })]
     NotOpened(Caller, Service, Vec<Service>),
+    /// More than a container may have.
+    #[error("{0} ports for one container; at most {1}, each of which may be a range")]
+    TooManyPorts(usize, usize),
     /// It leads elsewhere.
     #[error("port {0}: leads to {1} already")]
     PortTaken(Service, String),
@@ -100,7 +103,7 @@ impl Refusal {
             Self::PortTaken(service, _) | Self::PortInUse(service, _) => {
                 Some(format!("another port of this host: --publish {}/PORT:{}", service.protocol, service.ports.first))
             }
-            Self::Full(..) | Self::NoBridge(..) => None,
+            Self::Full(..) | Self::NoBridge(..) | Self::TooManyPorts(..) => None,
         }
     }
 }

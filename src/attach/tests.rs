@@ -258,6 +258,11 @@ fn ports_are_opened_by_whom_they_were_given_to() {
         let refused = host.attach(&caller, &open("web", ports)).unwrap_err();
         assert!(refused.starts_with(why), "{refused}");
     }
+    let many: Vec<String> = (0..65).map(|n| format!("tcp/{}", 1000 + n)).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(
+        host.attach(&root(), &open("web", &many)).unwrap_err().starts_with("65 ports for one container; at most 64")
+    );
     let vaults = host.attach(&vault(), &open("vault", &["tcp/443:8443", "udp/5003-5004"])).unwrap();
     let refused = host.attach(&root(), &open("web", &["udp/5004"])).unwrap_err();
     assert_eq!(refused, "port udp/5004: leads to container vault already");

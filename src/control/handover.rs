@@ -25,6 +25,8 @@ use crate::host::inside::Inside;
 pub const SOCKET: &str = "attach.sock";
 /// Anybody may ask.
 const MODE: u32 = 0o666;
+/// `SCM_MAX_FD` in include/net/scm.h.
+const MAX_DESCRIPTORS: usize = 253;
 /// Of a request, in bytes.
 const LONGEST: usize = 64 * 1024;
 /// Of an answer: a list of all that fits on all bridges.
@@ -106,7 +108,8 @@ pub fn send(stream: &UnixStream, request: &Request, fds: &[BorrowedFd<'_>]) -> i
 /// [`io::ErrorKind::WouldBlock`] when there is none yet; otherwise when it is none.
 pub fn receive(fd: BorrowedFd<'_>) -> io::Result<(Request, Vec<OwnedFd>)> {
     let mut buffer = vec![0; LONGEST];
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 4]);
+    // As many as the kernel lets through: of those that find no room some would stay open, and nobody would know of them.
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
     let (len, fds) = {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
