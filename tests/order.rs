@@ -17,9 +17,19 @@ fn lab(workers: usize) -> Lab {
     for host in [&lab.vps, &lab.home] {
         host.write("meshd.toml", &format!("workers = {workers}\n{}", host.read("meshd.toml")));
     }
+    let all: [&Namespace; 6] = [&lab.vps, &lab.home, &lab.internet, &lab.isp, &lab.proxy, &lab.nextcloud];
+    all.into_iter().for_each(one_queue);
     lab.start();
+    [&lab.vps, &lab.home].into_iter().for_each(|host| one_queue(host));
     assert!(lab.nextcloud.ping(PROXY));
     lab
+}
+
+/// Has one processor's queue take all that comes in. A cable of the lab (veth) puts a packet into the queue of the processor that its
+/// sender happens to be on (`netif_rx` in net/core/dev.c), so what is sent after a thread has moved may overtake there.
+fn one_queue(namespace: &Namespace) {
+    let script = "for queue in /sys/class/net/*/queues/rx-*/rps_cpus; do echo 1 >$queue; done";
+    namespace.run(&format!("ip netns exec {} sh -c '{script}'", namespace.name()));
 }
 
 /// What TCP of this namespace saw overtake, by any of its ways to tell; not what it lost.

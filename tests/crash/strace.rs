@@ -101,8 +101,9 @@ pub fn attach(host: &Host, mode: &Mode) -> Strace {
     command.args(mode.arguments()).args(["-p", &followed.to_string()]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("strace");
     wait_for("strace attaches", secs(20), || {
-        let status = fs::read_to_string(format!("/proc/{followed}/status")).ok()?;
-        (!status.contains("TracerPid:\t0\n")).then_some(())
+        let status = fs::read_to_string(format!("/proc/{followed}/status")).unwrap_or_default();
+        // Dead: the first thing that it did was what it is to be killed at.
+        (!status.contains("TracerPid:\t0\n") || dead(followed)).then_some(())
     });
     Strace { child, followed }
 }
