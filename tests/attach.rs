@@ -233,15 +233,16 @@ fn whatever_is_sent_is_survived() {
     let file = fs::File::open("/dev/null").expect("a file");
     let many = vec![file.as_raw_fd(); 253];
     let request = br#"{"attach":{"request":{"name":"x"},"interface":"eth0"}}"#;
-    for text in [&b""[..], b"\n", b"{", b"{}\n", b"\"List\"\n", &[b'[', 60], &[b'a'; 100_000], request] {
+    let (deep, long) = (vec![b'['; 1000], vec![b'a'; 100_000]);
+    for bytes in [&b""[..], b"\n", b"{", b"{}\n", b"\"List\"\n", &deep, &long, request] {
         for count in [0, 1, 2, 5, 253] {
             let client = UnixStream::connect(&socket).expect("connect");
             let rights = [ControlMessage::ScmRights(&many[..count])];
-            let text = [text, b"\n"].concat();
+            let line = [bytes, b"\n"].concat();
             // Of what is too long the agent reads a part, and hangs up.
             let _ = sendmsg::<()>(
                 client.as_raw_fd(),
-                &[IoSlice::new(&text)],
+                &[IoSlice::new(&line)],
                 if count == 0 { &[] } else { &rights },
                 MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
                 None,

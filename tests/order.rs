@@ -20,7 +20,9 @@ fn lab(workers: usize) -> Lab {
     let all: [&Namespace; 6] = [&lab.vps, &lab.home, &lab.internet, &lab.isp, &lab.proxy, &lab.nextcloud];
     all.into_iter().for_each(one_queue);
     lab.start();
-    [&lab.vps, &lab.home].into_iter().for_each(|host| one_queue(host));
+    for host in [&lab.vps, &lab.home] {
+        one_queue(host);
+    }
     assert!(lab.nextcloud.ping(PROXY));
     lab
 }

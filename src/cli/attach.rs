@@ -118,9 +118,8 @@ pub fn run(mut args: Args, dirs: &Dirs) -> Result<(), Failure> {
             // Its process has no root of its own yet: what it sees is the host's.
             (Some(ResolvConf::Mounted(file)), _) => resolver.write_over(file).map(|()| true),
             (Some(ResolvConf::Below(root)), _) => File::open(root).and_then(|root| resolver.write_below(&root)),
-            (Some(ResolvConf::Given), _) => Ok(false),
             (None, Some(process)) => resolver.write_into(&target.namespace, process),
-            (None, None) => Ok(false),
+            (Some(ResolvConf::Given), _) | (None, None) => Ok(false),
         };
         if let Err(error) = written {
             eprintln!("meshd: attach: {container}: /etc/resolv.conf: {error}: names of the mesh are not known there");
