@@ -256,7 +256,7 @@ fn whatever_is_sent_is_survived() {
     assert!(container.ping("10.89.2.1"));
     drop(silent);
     test.meshd(CLOUD, &["detach", "cloud"]);
-    wait_for("all is closed", secs(5), || (descriptors() <= before).then_some(()));
+    wait_for("all is closed", secs(15), || (descriptors() <= before).then_some(()));
 }
 
 /// The same name, the same addresses: who comes first has them, and the others are told.

@@ -15,7 +15,7 @@ use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::running::Running;
 use crate::attach::{self, Caller, Leases, Port, Refusal};
@@ -151,22 +151,36 @@ impl Running {
     pub(super) async fn watch_containers(&self) {
         let mut news = self.attachments.news.lock().await;
         let mut ends = JoinSet::new();
+        // One that was detached while its process goes on is not waited for any longer.
+        let mut followed: HashMap<u64, (String, AbortHandle)> = HashMap::new();
         let mut look = tokio::time::interval(super::TEND);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if !followed.is_empty() {
+                let state = self.attachments.state.lock().await;
+                followed.retain(|serial, (name, task)| {
+                    let stays = state.serials.get(name) == Some(serial);
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                });
+            }
             let gone = tokio::select! {
                 Some((name, serial, process)) = news.recv() => {
-                    ends.spawn(async move {
-                        (name, serial, process::ended(process).await)
-                    });
+                    let container = name.clone();
+                    let task = ends.spawn(async move { (container, serial, process::ended(process).await) });
+                    followed.insert(serial, (name, task));
                     continue;
                 }
-                Some(Ok((name, serial, ended))) = ends.join_next() => match ended {
-                    Ok(()) => vec![(name, serial)],
-                    Err(error) => {
+                Some(ended) = ends.join_next() => match ended {
+                    Ok((name, serial, Ok(()))) => vec![(name, serial)],
+                    Ok((name, _, Err(error))) => {
                         tracing::warn!(%error, "the end of container {name} will be noticed late");
                         continue;
                     }
+                    // Aborted.
+                    Err(_) => continue,
                 },
                 _ = look.tick() => self.vanished().await,
             };
