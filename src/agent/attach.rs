@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -34,8 +35,8 @@ use crate::names::Attached;
 /// The file's name in the state folder.
 const FILE: &str = "attached.json";
 const VERSION: u32 = 1;
-/// How long a client may take over its request.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a client may take over its request, and the agent over the answer.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What is attached to the bridges of this host.
 pub(super) struct Attachments {
@@ -224,32 +225,18 @@ impl Running {
     }
 
     /// Answers one client of the socket for containers.
-    pub(super) async fn answer_attach(self: Arc<Self>, stream: UnixStream, uid: u32) {
+    pub(super) async fn answer_attach(self: Arc<Self>, mut stream: UnixStream, uid: u32) {
         let exchange = async {
-            let (request, fds) = loop {
-                stream.readable().await?;
-                match stream.try_io(tokio::io::Interest::READABLE, || handover::receive(stream.as_fd())) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    other => break other?,
-                }
-            };
+            let read = || handover::receive(stream.as_fd());
+            let (request, fds) = stream.async_io(Interest::READABLE, read).await?;
             // What is begun is done to its end, whatever becomes of the connection.
             let begun = tokio::spawn(async move { self.attach_request(uid, request, fds).await });
             let answer = begun.await?.unwrap_or_else(Answer::Problem);
             let mut line = serde_json::to_vec(&answer)?;
             line.push(b'\n');
-            let mut line = &line[..];
-            while !line.is_empty() {
-                stream.writable().await?;
-                match stream.try_write(line) {
-                    Ok(written) => line = &line[written..],
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok::<_, io::Error>(())
+            stream.write_all(&line).await
         };
-        match tokio::time::timeout(PATIENCE * 2, exchange).await {
+        match tokio::time::timeout(PATIENCE, exchange).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "attach: a request of uid {uid}"),
             Err(_) => tracing::debug!("attach: uid {uid} takes too long"),
