@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use hickory_proto::rr::RecordType::A;
 use lab::container::{Container, as_user};
 use lab::dns::look_up;
 use lab::host::describe;
+use lab::netns::Namespace;
 use lab::snapshot::Snapshot;
 use lab::traffic::{WebServer, seen_at};
 use lab::{Lab, PROXY, secs, wait_for};
@@ -184,9 +185,12 @@ fn an_agent_that_is_killed_finds_its_containers_again() {
     let index = home.run("cat /sys/class/net/c-stays/ifindex");
     home.end(Signal::SIGKILL);
     assert!(stays.ping("10.89.2.1"), "it needs no agent to reach its gateway");
+    // Somebody else has its namespace open, so that its interfaces do not go with it.
+    let kept = Namespace::open(Path::new(&format!("/proc/{}/ns/net", ends.pid())));
     drop(ends);
     home.up();
     wait_for("what ended meanwhile is gone", secs(2), || (!test.is_attached("ends")).then_some(()));
+    assert!(!home.run("ip -br link").contains("c-ends") && !kept.run("ip -br link").contains("eth0"));
     assert_eq!(home.run("cat /sys/class/net/c-stays/ifindex"), index, "its port was not touched");
     wait_for("the tunnel is back", secs(20), || stays.ping(PROXY).then_some(()));
     assert!(test.lab.proxy.ping(&addresses[0]));

@@ -87,15 +87,19 @@ impl Attachments {
     /// Finds what still stands, and tells the reconciler of it before it looks at the kernel.
     pub(super) async fn recover(&self, config: &Config, reconciler: &mut Reconciler) {
         let mut state = self.state.lock().await;
-        let attached: Vec<String> = state.file.leases.ports(config, uid_of).into_iter().map(|port| port.name).collect();
-        for name in attached {
-            let interface = attach::interface(&config.host.interface, &name);
+        for Port { name, interface, bridge, addresses, .. } in state.file.leases.ports(config, uid_of) {
             let process = state.file.processes.get(&name).map(Process::open);
             match (port::index(&interface), process) {
                 (Some(_), Some(Ok(process))) => self.follow(&mut state, &name, Some(process)),
                 (Some(_), None) => self.follow(&mut state, &name, None),
-                // What is left of it goes with the next look.
-                (Some(_), Some(Err(_))) | (None, _) => state.vacate(config, &name),
+                (None, _) => state.vacate(config, &name),
+                // Something else keeps its namespace, where it would be without rules.
+                (Some(_), Some(Err(_))) => {
+                    state.vacate(config, &name);
+                    if let Err(error) = port::take(&interface, &bridge, &addresses).await {
+                        tracing::warn!(%error, "a container's port stays");
+                    }
+                }
             }
         }
         state.file.leases.retain(config);
