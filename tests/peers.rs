@@ -3,10 +3,14 @@
 mod lab;
 
 use std::thread;
+use std::time::Duration;
 
-use lab::strangers::{self, COUNT, Flooded};
+use lab::strangers::{self, COUNT, Flooded, Initiation};
 use lab::traffic::iperf;
 use lab::{Lab, NEXTCLOUD, PROXY, secs};
+
+/// After the last of too many (`LOAD_LASTS` of src/tunnel/handshake.rs, and its queue).
+const LOAD_LASTS: Duration = Duration::from_millis(1500);
 
 /// Both agents up, the VPS with a thousand strangers, and a session between the two.
 fn many_peers(lab: Lab) -> Lab {
@@ -21,6 +25,11 @@ fn many_peers(lab: Lab) -> Lab {
     lab
 }
 
+/// Initiations to the VPS, `rounds` of each stranger.
+fn initiations(lab: &Lab, rounds: usize) -> Vec<Initiation> {
+    strangers::initiations(&lab.vps.public_key().parse().expect("a key"), rounds)
+}
+
 /// Of meshd as users get it: a debug build is larger.
 fn resident_beside_traffic(lab: &Lab) -> u64 {
     iperf(&lab.nextcloud, &lab.proxy, PROXY, "-t 1 -P 4");
@@ -28,16 +37,13 @@ fn resident_beside_traffic(lab: &Lab) -> u64 {
     lab.vps.resident()
 }
 
-/// Floods the VPS with initiations, `rounds` of each stranger, beside a flow of 100 Mbit/s that must keep its rate.
-fn flood_beside_a_flow(rounds: usize, per_second: u64) -> Flooded {
-    let lab = many_peers(Lab::release());
-    let key = lab.vps.public_key().parse().expect("a key");
-    let initiations = strangers::initiations(&key, rounds);
+/// Floods the VPS with initiations beside a flow of 100 Mbit/s that must keep its rate.
+fn flood_beside_a_flow(lab: &Lab, initiations: &[Initiation], per_second: u64) -> Flooded {
     let before = lab.vps.thread_time("handshakes");
     let (flooded, flow) = thread::scope(|scope| {
         let flow = scope.spawn(|| iperf(&lab.nextcloud, &lab.proxy, PROXY, "-u -b 100M -l 1200 -t 5"));
         thread::sleep(secs(1));
-        (strangers::flood(&lab, &initiations, per_second), flow.join().expect("iperf3"))
+        (strangers::flood(lab, initiations, per_second), flow.join().expect("iperf3"))
     });
     let spent = lab.vps.thread_time("handshakes").saturating_sub(before);
     let lost = flow["sum"]["lost_percent"].as_f64().expect("a percentage");
@@ -49,23 +55,30 @@ fn flood_beside_a_flow(rounds: usize, per_second: u64) -> Flooded {
 
 #[test]
 fn a_thousand_that_call_within_a_second_are_all_answered() {
-    let Flooded { sent, answered, .. } = flood_beside_a_flow(1, 1_000);
+    let lab = many_peers(Lab::release());
+    let initiations = initiations(&lab, 1);
+    let Flooded { sent, answered, .. } = flood_beside_a_flow(&lab, &initiations, 1_000);
     assert!(answered * 10 >= sent * 9, "{answered} of {sent}");
 }
 
-/// More than this machine may have the time for: who is not answered gets a cookie, and nobody silence.
+/// More than this machine may have the time for: who is not answered gets a cookie, and nobody silence. How many get which
+/// depends on the machine; once it is over, nobody needs a cookie any more.
 #[test]
 fn four_thousand_initiations_a_second_are_answered_or_asked_for_a_cookie() {
-    let Flooded { sent, answered, cookies, .. } = flood_beside_a_flow(12, 4_000);
+    let lab = many_peers(Lab::release());
+    let initiations = initiations(&lab, 13);
+    let (many, later) = initiations.split_at(12 * usize::from(COUNT));
+    let Flooded { sent, answered, cookies, .. } = flood_beside_a_flow(&lab, many, 4_000);
     assert!((answered + cookies) * 10 >= sent * 9, "{answered} answered and {cookies} asked, of {sent}");
-    assert!(answered > 512, "{answered} answered");
+    thread::sleep(LOAD_LASTS);
+    let Flooded { sent, answered, .. } = strangers::flood(&lab, later, 500);
+    assert!(answered * 10 >= sent * 9, "{answered} of {sent} afterwards");
 }
 
 #[test]
 fn memory_with_a_thousand_peers() {
     let lab = many_peers(Lab::release());
-    let key = lab.vps.public_key().parse().expect("a key");
-    strangers::flood(&lab, &strangers::initiations(&key, 1), 1_000);
+    strangers::flood(&lab, &initiations(&lab, 1), 1_000);
     let resident = resident_beside_traffic(&lab);
     println!("{resident} MiB with {COUNT} peers");
     assert!(resident < 64, "{resident} MiB");

@@ -37,6 +37,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 const TALKS: usize = 16;
 /// Parts of a list under way to one peer: it takes 20 letters at once.
 const PARTS: usize = 8;
+/// For each letter, before the next talk with that peer: it takes 50 a second, and others are sent too. Containers that come
+/// one after another are told of together.
+const PACE: Duration = Duration::from_millis(30);
 
 /// What is known of names.
 pub(super) struct Names {
@@ -251,8 +254,9 @@ impl Running {
         due
     }
 
-    /// Tells a peer this host's names, unless it holds them, and asks for its own.
+    /// Tells a peer this host's names, unless it holds them, and asks for its own; no faster than it takes letters.
     async fn talk_of_names(&self, peer: PublicKey, told: Option<u64>) -> Talked {
+        let mut over = tokio::time::Instant::now();
         let (serial, parts) = {
             let ours = self.names.told();
             (ours.serial(), ours.parts())
@@ -263,6 +267,8 @@ impl Running {
                 let Some(answer) = answer else { return Talked { peer, told: None } };
                 holds = holds.max(Some(answer.serial));
             }
+            over += PACE * some.len() as u32;
+            tokio::time::sleep_until(over).await;
         }
         // It may remember another life of this agent, whose clock was ahead.
         if holds.is_some_and(|held| self.names.told().exceed(held)) {
@@ -271,6 +277,7 @@ impl Running {
         let held = self.names.heard().serial(&peer);
         // Who has something newer tells it by itself.
         let answer = self.ask_names(peer, &Request::Ask { held }).await;
+        tokio::time::sleep_until(over + PACE).await;
         Talked { peer, told: answer.and(holds) }
     }
 

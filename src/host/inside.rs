@@ -3,10 +3,14 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::{RouteMessageBuilder, packet_route::route::RouteMessage};
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::link::LinkFlags;
+use rtnetlink::packet_route::route::RouteMessage;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -15,6 +19,9 @@ use super::port::{ContainerNamespace, index};
 use super::resolv_conf::Resolver;
 use super::sysctl;
 use crate::plan::{Family, LinkSetting, SysctlKey};
+
+/// How long the kernel's worker may take; it is no error if it takes longer.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What there is to set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +77,21 @@ pub async fn set_up(inside: &Inside) -> Result<(), Error> {
     for &gateway in &inside.gateways {
         let added = netlink.handle().route().add(default_route(gateway, interface)).replace().execute().await;
         added.map_err(|error| Error::netlink(format!("ip route replace default via {gateway}"), error))?;
+    }
+    runs(&netlink, interface).await
+}
+
+/// Waits until packets go through: until the kernel's worker has seen that both ends are up, they are dropped where they
+/// begin (`noop_qdisc`, net/sched/sch_generic.c), and whoever asked for an address asks again a second later.
+async fn runs(netlink: &Netlink, interface: u32) -> Result<(), Error> {
+    let begun = Instant::now();
+    while begun.elapsed() < SOON {
+        let link = netlink.handle().link().get().match_index(interface).execute().try_next().await;
+        let link = link.map_err(|error| Error::netlink("ip link show", error))?;
+        if link.is_none_or(|link| link.header.flags.contains(LinkFlags::Running)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
 }

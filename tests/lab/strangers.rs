@@ -19,7 +19,7 @@ pub const COUNT: u16 = 1000;
 /// Of each.
 pub const ALLOWED_IPS: u16 = 10;
 /// A handshake initiation (whitepaper, section 5.4.2).
-const INITIATION: usize = 148;
+pub type Initiation = [u8; 148];
 
 /// What became of a flood.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,13 +51,13 @@ pub fn place(lab: &Lab) {
 }
 
 /// Handshake initiations, `rounds` of each stranger, in the order in which they are to be sent.
-pub fn initiations(to: &PublicKey, rounds: usize) -> Vec<[u8; INITIATION]> {
+pub fn initiations(to: &PublicKey, rounds: usize) -> Vec<Initiation> {
     let tunn = |number| Tunn::new(key(number).to_dalek(), to.to_dalek(), None, None, u32::from(number), None);
     let mut strangers: Vec<_> = (0..COUNT).map(tunn).collect();
     let mut all = Vec::with_capacity(rounds * strangers.len());
     for _ in 0..rounds {
         for tunn in &mut strangers {
-            let mut message = [0; INITIATION];
+            let mut message = [0; 148];
             let TunnResult::WriteToNetwork(_) = tunn.format_handshake_initiation(&mut message, true) else {
                 panic!("no initiation")
             };
@@ -68,7 +68,7 @@ pub fn initiations(to: &PublicKey, rounds: usize) -> Vec<[u8; INITIATION]> {
 }
 
 /// Sends them at this rate, each from its stranger's address, and counts what comes back.
-pub fn flood(lab: &Lab, initiations: &[[u8; INITIATION]], per_second: u64) -> Flooded {
+pub fn flood(lab: &Lab, initiations: &[Initiation], per_second: u64) -> Flooded {
     let socket = lab.internet.within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
     setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).expect("SO_RCVBUFFORCE");
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("timeout");
