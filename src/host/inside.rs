@@ -9,7 +9,7 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::link::LinkFlags;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, State};
 use rtnetlink::packet_route::route::RouteMessage;
 use serde::{Deserialize, Serialize};
 
@@ -81,14 +81,16 @@ pub async fn set_up(inside: &Inside) -> Result<(), Error> {
     runs(&netlink, interface).await
 }
 
-/// Waits until packets go through: until the kernel's worker has seen that both ends are up, they are dropped where they
-/// begin (`noop_qdisc`, net/sched/sch_generic.c), and whoever asked for an address asks again a second later.
+/// Waits until packets go through: until the kernel's worker (net/core/link_watch.c) has seen that both ends are up, they are
+/// dropped where they begin, and whoever asked for an Ethernet address asks again a second later. It sees both in one go; but
+/// who asks for one link alone has that one looked at at once, so all are asked for.
 async fn runs(netlink: &Netlink, interface: u32) -> Result<(), Error> {
     let begun = Instant::now();
     while begun.elapsed() < SOON {
-        let link = netlink.handle().link().get().match_index(interface).execute().try_next().await;
-        let link = link.map_err(|error| Error::netlink("ip link show", error))?;
-        if link.is_none_or(|link| link.header.flags.contains(LinkFlags::Running)) {
+        let links: Result<Vec<LinkMessage>, _> = netlink.handle().link().get().execute().try_collect().await;
+        let links = links.map_err(|error| Error::netlink("ip link show", error))?;
+        let up = LinkAttribute::OperState(State::Up);
+        if links.iter().any(|link| link.header.index == interface && link.attributes.contains(&up)) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
