@@ -1,13 +1,15 @@
-//! Containers of rootless Podman and of Docker themselves, by their names and by Podman's hook.
+//! Containers of rootless Podman and of Docker themselves, by their names, by Podman's hook and as Docker's
+//! runtime.
 
 mod lab;
 
+use lab::docker::RootlessDocker;
 use lab::firewalls::Docker;
 use lab::host::{Host, describe};
 use lab::podman::{User, make_root};
 use lab::traffic::{WebServer, seen_by};
 use lab::{Lab, PROXY, PROXY6, secs, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The lab with two users at home who may attach containers, and a web server on the VPS's bridge.
 struct Rootless {
@@ -42,6 +44,14 @@ fn addresses(host: &Host, name: &str) -> Option<Vec<String>> {
 
 fn left(host: &Host, name: &str) {
     wait_for(format!("{name} has left"), secs(5), || addresses(host, name).is_none().then_some(()));
+}
+
+/// A root filesystem of busybox and curl, for `docker import`.
+fn image(lab: &Lab) -> String {
+    let (root, image) = (lab.path("root"), lab.path("image.tar").display().to_string());
+    make_root(&root, &["busybox", "curl"], 0);
+    lab.home.run(&format!("tar -C {} -cf {image} .", root.display()));
+    image
 }
 
 #[test]
@@ -140,9 +150,7 @@ fn root_attaches_what_docker_runs() {
     lab.start();
     wait_for("the tunnel", secs(5), || lab.nextcloud.ping(PROXY).then_some(()));
     let docker = Docker::start(&lab.home, &lab.path("docker"));
-    make_root(&lab.path("root"), &["busybox"], 0);
-    lab.home.run(&format!("tar -C {} -cf {} .", lab.path("root").display(), lab.path("image.tar").display()));
-    docker.client(&["import", &lab.path("image.tar").display().to_string(), "local"]);
+    docker.client(&["import", &image(&lab), "local"]);
     docker.client(&["run", "--detach", "--name", "cloud", "--network", "none", "local", "httpd", "-f", "-h", "/www"]);
     let attach = || {
         let mut command = lab.home.meshd_command(&["attach", "docker:cloud"]);
@@ -162,4 +170,43 @@ fn root_attaches_what_docker_runs() {
     assert!(lab.proxy.ping(&before[1]));
     docker.client(&["rm", "--force", "cloud"]);
     left(&lab.home, "cloud");
+}
+
+#[test]
+fn what_rootless_docker_runs_is_attached_by_its_runtime() {
+    let test = Rootless::new();
+    let (lab, cloud) = (&test.lab, &test.cloud);
+    let runtime = json!({ "path": cloud.program(), "runtimeArgs": ["attach", "--oci-runtime"] });
+    let docker = RootlessDocker::start(cloud, &json!({ "runtimes": { "meshd": runtime } }).to_string());
+    docker.client(&["import", &image(lab), "local"]);
+    let run = |more: &[&str], first: &str| {
+        docker.try_client(&[&["run", "--detach", "--network", "none"], more, &["local", "sh", "-c", first]].concat())
+    };
+
+    let first = format!("curl -sS -m 2 http://{PROXY}; echo; curl -sS -m 2 http://[{PROXY6}]; echo; exec sleep 300");
+    let started = run(&["--name", "cloud", "--runtime", "meshd", "--hostname", "nextcloud"], &first);
+    assert!(started.status.success(), "{}", describe(&started));
+    let before = addresses(&lab.home, "nextcloud").expect("attached");
+    let log = || docker.client(&["logs", "cloud"]);
+    wait_for("both answers", secs(10), || (log().lines().count() == 2).then_some(()));
+    assert_eq!(log(), format!("{}\n{}\n", before[0], before[1]));
+    let servers = "nameserver 10.89.2.1\nnameserver fd89:2::1\n";
+    assert!(docker.client(&["exec", "cloud", "cat", "/etc/resolv.conf"]).ends_with(servers));
+    // It comes back by itself.
+    docker.client(&["restart", "--time", "0", "cloud"]);
+    wait_for("both answers again", secs(10), || (log().lines().count() == 4).then_some(()));
+    assert_eq!(log(), format!("{}\n{}\n", before[0], before[1]).repeat(2));
+
+    // What is refused does not start, and says why; without the runtime it is nobody's business.
+    let refused = |why: &str| {
+        let output = run(&["--rm", "--runtime", "meshd", "--hostname", "another"], "exec sleep 300");
+        assert!(!output.status.success() && describe(&output).contains(why), "{}", describe(&output));
+    };
+    refused("may have 1 attached");
+    let output = run(&[], "exec sleep 300");
+    assert!(output.status.success(), "{}", describe(&output));
+    docker.client(&["kill", "cloud"]);
+    left(&lab.home, "nextcloud");
+    lab.home.meshd(&["down"]);
+    refused("the agent is not running");
 }

@@ -470,7 +470,10 @@ fn failed(why: &str) -> Problem {
 fn not_put(error: &host::Error, interface: &str) -> Problem {
     if error.errno() == Some(libc::EEXIST) {
         let why = format!("the container has an interface {interface} already");
-        return Problem { remedy: Some("--interface eth1".to_owned()), ..refused(&why) };
+        return Problem {
+            remedy: Some("--network none for the engine, or --interface eth1".to_owned()),
+            ..refused(&why)
+        };
     }
     failed(&error.to_string())
 }

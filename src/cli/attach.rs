@@ -1,7 +1,9 @@
 //! `meshd attach` and `meshd detach`.
 
 mod hook;
+mod runtime;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -26,7 +28,7 @@ use crate::host::process;
 #[allow(clippy::struct_excessive_bools, reason = "switches that have nothing to do with each other")]
 pub struct Args {
     /// podman:NAME, docker:NAME, the number of a process in it, or the path of a network namespace
-    #[arg(value_name = "CONTAINER", required_unless_present_any = ["list", "oci_hook"])]
+    #[arg(value_name = "CONTAINER", required_unless_present_any = ["list", "oci_hook", "oci_runtime"])]
     container: Option<String>,
     /// What it is called in the mesh [default: its own name]
     #[arg(long)]
@@ -52,6 +54,9 @@ pub struct Args {
     /// Act as a hook of an OCI runtime: read the container's state from standard input
     #[arg(long, conflicts_with_all = ["container", "name", "bridge", "address", "publish", "list"])]
     oci_hook: bool,
+    /// Act as an OCI runtime, for engines that know no hooks: runc, and what it creates is attached
+    #[arg(long, value_name = "ARG", num_args = 0.., allow_hyphen_values = true)]
+    oci_runtime: Option<Vec<OsString>>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,6 +77,8 @@ Examples:
   meshd attach /run/user/1001/netns/cloud --name cloud
   podman --hooks-dir /usr/share/meshd/hooks.d run --network none \\
       --annotation org.meshd.name=nextcloud IMAGE    (as it starts)
+  docker run --runtime meshd --network none \\
+      --hostname nextcloud IMAGE    (the same; see docs/containers.md)
   meshd attach --list";
 
 /// Take a container off its bridge, and give its addresses back
@@ -91,11 +98,15 @@ struct Target {
 }
 
 pub fn run(mut args: Args, dirs: &Dirs) -> Result<(), Failure> {
+    if let Some(args) = &args.oci_runtime {
+        return Err(runtime::run(args, &dirs.run));
+    }
     let mut resolv_conf = None;
     if args.oci_hook {
         let state = hook::read(io::stdin().lock())?;
-        resolv_conf = Some(state.resolv_conf()?);
-        state.fill(&mut args)?;
+        let spec = state.spec()?;
+        resolv_conf = Some(state.resolv_conf(&spec));
+        state.fill(spec, &mut args)?;
     }
     let Some(container) = args.container.as_deref().filter(|_| !args.list) else { return list(dirs, args.json) };
     let target = target(container)?;

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod container;
 pub mod dns;
+pub mod docker;
 pub mod dump;
 pub mod express;
 pub mod firewalls;

@@ -95,11 +95,23 @@ impl User {
 
     /// A program that they will run on the host.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
-        let (mut command, uid) = (self.network.command("setpriv"), self.uid.to_string());
-        command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(program.as_ref());
+        self.command_after(&[], program)
+    }
+
+    /// The same, when these words, run by root, have done what they do first.
+    pub fn command_after(&self, first: &[&str], program: impl AsRef<Path>) -> Command {
+        let uid = self.uid.to_string();
+        let words = [first, &["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"]].concat();
+        let mut command = self.network.command(words[0]);
+        command.args(&words[1..]).arg(program.as_ref());
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
         command.env("HOME", &self.home).env("XDG_RUNTIME_DIR", self.file("run")).env("MESHD_RUN_DIR", &self.run_dir);
         command
+    }
+
+    /// Their copy of meshd.
+    pub fn program(&self) -> &Path {
+        &self.meshd
     }
 
     /// Runs podman(1) to its end.

@@ -44,9 +44,11 @@ pub(super) fn read(from: impl BufRead) -> Result<State, Failure> {
         .map_err(|error| Failure::new(1, format!("attach: standard input: no state of an OCI container: {error}")))
 }
 
-/// The part of a container's config.json that says where its files are.
+/// The part of a container's config.json that says what it is called and where its files are.
 #[derive(Debug, Default, Deserialize)]
-struct Spec {
+pub(super) struct Spec {
+    #[serde(default)]
+    hostname: String,
     #[serde(default)]
     root: Root,
     #[serde(default)]
@@ -77,18 +79,19 @@ pub(super) enum ResolvConf {
 }
 
 impl State {
-    /// Where its /etc/resolv.conf is to be.
-    pub(super) fn resolv_conf(&self) -> Result<ResolvConf, Failure> {
+    /// What it was made of.
+    pub(super) fn spec(&self) -> Result<Spec, Failure> {
         let path = self.bundle.join("config.json");
         let failed = |why: String| Failure::new(1, format!("attach: {}: {why}", path.display()));
         let text = std::fs::read(&path).map_err(|error| failed(error.to_string()))?;
-        Ok(self.place(serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?))
+        serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
     }
 
-    fn place(&self, spec: Spec) -> ResolvConf {
-        let mount = spec.mounts.into_iter().find(|mount| mount.destination == Path::new("/etc/resolv.conf"));
-        match mount.map(|mount| self.bundle.join(mount.source)) {
-            None => ResolvConf::Below(self.bundle.join(spec.root.path)),
+    /// Where its /etc/resolv.conf is to be.
+    pub(super) fn resolv_conf(&self, spec: &Spec) -> ResolvConf {
+        let mount = spec.mounts.iter().find(|mount| mount.destination == Path::new("/etc/resolv.conf"));
+        match mount.map(|mount| self.bundle.join(&mount.source)) {
+            None => ResolvConf::Below(self.bundle.join(&spec.root.path)),
             // Podman and Docker have a folder for each container, by its ID.
             Some(file) if file.iter().any(|part| *part == *self.id) => ResolvConf::Mounted(file),
             Some(_) => ResolvConf::Given,
@@ -96,7 +99,7 @@ impl State {
     }
 
     /// Puts what it says in the place of arguments.
-    pub(super) fn fill(self, args: &mut Args) -> Result<(), Failure> {
+    pub(super) fn fill(self, spec: Spec, args: &mut Args) -> Result<(), Failure> {
         let unknown = |key: &&String| key.starts_with(PREFIX) && !ALL.contains(&key.as_str());
         if let Some(key) = self.annotations.keys().find(unknown) {
             return Err(Failure::new(4, format!("attach: annotation {}: unknown", quote(key)))
@@ -106,8 +109,10 @@ impl State {
         args.address = self.list(ADDRESSES, |word: &str| word.parse().map_err(|_| "no IP address".to_owned()))?;
         args.publish = self.list(PUBLISH, str::parse)?;
         args.container = Some(self.pid.to_string());
-        // Podman and Docker make their identifiers of 64 digits; the first twelve are what they show.
-        args.name = Some(of(NAME).unwrap_or_else(|| self.id.chars().take(12).collect()));
+        // Podman and Docker make their identifiers of 64 digits; the first twelve are what they show, and what the container is
+        // called by itself where nobody gave it a host name.
+        let hostname = Some(spec.hostname).filter(|name| crate::config::value::name(name).is_ok());
+        args.name = of(NAME).or(hostname).or_else(|| Some(self.id.chars().take(12).collect()));
         args.bridge = of(BRIDGE);
         args.interface = of(INTERFACE).unwrap_or_else(|| args.interface.clone());
         Ok(())
@@ -130,7 +135,7 @@ mod tests {
     fn filled(state: &str) -> Result<Args, String> {
         let mut args = Args { interface: "eth0".to_owned(), oci_hook: true, ..Args::default() };
         let failure = |failure: Failure| failure.errors.join("\\n");
-        read(state.as_bytes()).and_then(|state| state.fill(&mut args)).map_err(failure)?;
+        read(state.as_bytes()).and_then(|state| state.fill(Spec::default(), &mut args)).map_err(failure)?;
         Ok(args)
     }
 
@@ -147,6 +152,16 @@ mod tests {
             (Some("cloud"), Some("br0"), "net0")
         );
         assert_eq!(args.address, ["10.89.2.40".parse::<std::net::IpAddr>().unwrap(), "fd89:2::40".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_host_name_that_somebody_gave_it_is_its_name() {
+        for (hostname, name) in [("cloud", "cloud"), ("cloud.example.org", "0123"), ("", "0123")] {
+            let state = State { id: "0123".to_owned(), ..State::default() };
+            let mut args = Args::default();
+            let filled = state.fill(Spec { hostname: hostname.to_owned(), ..Spec::default() }, &mut args);
+            assert!(filled.is_ok() && args.name.as_deref() == Some(name), "{hostname}: {:?}", args.name);
+        }
     }
 
     #[test]
@@ -169,7 +184,7 @@ mod tests {
         let state = State { id: "0123".to_owned(), bundle: "/b".into(), ..State::default() };
         let place = |mount: &str| {
             let spec = format!(r#"{{"root":{{"path":"root"}},"mounts":[{{"destination":"/proc"}}{mount}]}}"#);
-            state.place(serde_json::from_str(&spec).unwrap())
+            state.resolv_conf(&serde_json::from_str(&spec).unwrap())
         };
         let mount = |source: &str| format!(r#",{{"destination":"/etc/resolv.conf","source":"{source}"}}"#);
         assert_eq!(place(""), ResolvConf::Below("/b/root".into()));
