@@ -198,6 +198,25 @@ fn an_agent_that_is_killed_finds_its_containers_again() {
     wait_for("its end is noticed", secs(2), || (!test.is_attached("stays")).then_some(()));
 }
 
+/// Who cannot know what they stand for cannot have the rules for them.
+#[test]
+fn without_its_file_an_agent_leaves_no_port_without_rules() {
+    let test = Attaching::new();
+    let home = &test.lab.home;
+    let container = Container::start(home, CLOUD);
+    let addresses = test.attach(CLOUD, &container, "cloud");
+    // Of nobody else's anything is taken.
+    home.run("ip link add c-other master br0 type veth peer name other");
+    home.end(Signal::SIGKILL);
+    std::fs::write(home.state_file("attached.json"), "{").expect("write");
+    home.up();
+    wait_for("its port is gone", secs(2), || (!home.run("ip -br link").contains("c-cloud")).then_some(()));
+    assert!(home.run("ip -br link").contains("c-other"));
+    assert!(home.log().contains("containers have to be attached again"), "{}", home.log());
+    assert_eq!(test.attach(CLOUD, &container, "cloud"), addresses);
+    assert!(container.ping(PROXY));
+}
+
 #[test]
 fn twenty_restarts_lose_nothing_and_leave_nothing() {
     let test = Attaching::new();

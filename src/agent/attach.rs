@@ -71,7 +71,7 @@ impl Attachments {
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let file = read(&path).unwrap_or_else(|why| {
-            tracing::warn!("{}: {why}: addresses of containers are given out anew", path.display());
+            tracing::warn!("{}: {why}: containers have to be attached again", path.display());
             File::default()
         });
         let (begun, news) = mpsc::unbounded_channel();
@@ -87,24 +87,22 @@ impl Attachments {
     /// Finds what still stands, and tells the reconciler of it before it looks at the kernel.
     pub(super) async fn recover(&self, config: &Config, reconciler: &mut Reconciler) {
         let mut state = self.state.lock().await;
-        for Port { name, interface, bridge, addresses, .. } in state.file.leases.ports(config, uid_of) {
+        for Port { name, interface, .. } in state.file.leases.ports(config, uid_of) {
             let process = state.file.processes.get(&name).map(Process::open);
             match (port::index(&interface), process) {
                 (Some(_), Some(Ok(process))) => self.follow(&mut state, &name, Some(process)),
                 (Some(_), None) => self.follow(&mut state, &name, None),
-                (None, _) => state.vacate(config, &name),
-                // Something else keeps its namespace, where it would be without rules.
-                (Some(_), Some(Err(_))) => {
-                    state.vacate(config, &name);
-                    if let Err(error) = port::take(&interface, &bridge, &addresses).await {
-                        tracing::warn!(%error, "a container's port stays");
-                    }
-                }
+                // It stands where something else keeps its namespace, and goes below.
+                (Some(_), Some(Err(_))) | (None, _) => state.vacate(config, &name),
             }
         }
         state.file.leases.retain(config);
         self.show(&state);
-        reconciler.set_ports(state.file.leases.ports(config, uid_of));
+        let ports = state.file.leases.ports(config, uid_of);
+        if let Err(error) = port::take_others(&config.host.bridges, &ports).await {
+            tracing::warn!(%error, "ports of containers that are not known any more may stand");
+        }
+        reconciler.set_ports(ports);
     }
 
     /// The ports of what is attached, under this configuration.

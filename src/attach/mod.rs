@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Bridge, Config, User, assign, value};
 use crate::plan::tables::fnv1a;
 pub use opening::Opening;
-pub use port::{Mac, Port, interface, outside};
+pub use port::{Mac, Port, interface, is_port, outside};
 pub use refusal::Refusal;
 
 /// Vacant leases that a user may leave behind for each container that they may attach: enough for a handful of services that

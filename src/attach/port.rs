@@ -10,6 +10,8 @@ use crate::plan::tables::fnv1a;
 /// Linux's IFNAMSIZ, less the byte that ends it.
 const LONGEST: usize = 15;
 const PREFIX: &str = "c-";
+/// Of the host's ends.
+const OUTSIDE: [u8; 2] = [0xfe, 0xff];
 /// The interface of an agent that is alone on its host.
 const USUAL: &str = "mesh0";
 
@@ -104,5 +106,10 @@ fn mac(config: &Config, name: &str) -> Mac {
 /// That of the host's end: above those of other ports, as a bridge without one of its own takes the lowest.
 pub fn outside(mac: Mac) -> Mac {
     let [_, _, a, b, c, d] = mac.0;
-    Mac([0xfe, 0xff, a, b, c, d])
+    Mac([OUTSIDE[0], OUTSIDE[1], a, b, c, d])
+}
+
+/// Whether an interface of this name and address is the host's end of a pair that an agent made.
+pub fn is_port(name: &str, mac: Mac) -> bool {
+    name.starts_with(PREFIX) && mac.0.starts_with(&OUTSIDE)
 }

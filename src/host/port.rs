@@ -18,8 +18,9 @@ use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, N
 use super::Error;
 use super::container::end;
 use super::netlink::Netlink;
-use super::surroundings::Interface;
-use crate::attach::{Port, outside};
+use super::surroundings::{Interface, Surroundings};
+use crate::attach::{Mac, Port, is_port, outside};
+use crate::config::Bridge;
 use crate::plan::LinkSetting;
 
 /// From linux/nsfs.h.
@@ -156,6 +157,25 @@ pub async fn take(interface: &str, bridge: &str, addresses: &[IpAddr]) -> Result
     let netlink = Netlink::open()?;
     delete(&netlink, interface).await?;
     forget(&netlink, index(bridge).unwrap_or_default(), addresses).await;
+    Ok(())
+}
+
+/// Takes away the ports that an agent made on these bridges, but for those that are known: others have no rules. Must be called
+/// inside a tokio runtime.
+///
+/// # Errors
+/// When the kernel does not tell or refuses.
+pub async fn take_others(bridges: &[Bridge], known: &[Port]) -> Result<(), Error> {
+    let around = Surroundings::read().await?;
+    for Interface { name, controller, mac, .. } in &around.interfaces {
+        let bridge = controller.and_then(|index| around.by_index(index)).map(|bridge| &bridge.name);
+        let ours =
+            bridges.iter().any(|ours| Some(&ours.name) == bridge) && mac.is_some_and(|mac| is_port(name, Mac(mac)));
+        if ours && !known.iter().any(|port| port.interface == *name) {
+            tracing::warn!("{name}: no container is known for this port; it goes");
+            delete(&Netlink::open()?, name).await?;
+        }
+    }
     Ok(())
 }
 
