@@ -65,3 +65,18 @@ install_others() {
     done
     rm -rf target/interop/build
 }
+
+# systemd-resolved is only unpacked: once installed, it would become the name server of this machine.
+unpack_resolved() {
+    local folder=${MESHD_INTEROP_BIN%/bin}/resolved
+    [[ ! -d $folder && ! -x /usr/lib/systemd/systemd-resolved ]] || return 0
+    rm -rf "$folder.new"
+    mkdir -p "$folder.new"
+    (
+        cd "$folder.new"
+        apt-get download -qq systemd-resolved 2>/dev/null || { apt-get update -qq && apt-get download -qq systemd-resolved; }
+        dpkg -x systemd-resolved_*.deb .
+        rm systemd-resolved_*.deb
+    )
+    mv "$folder.new" "$folder"
+}

@@ -54,6 +54,8 @@ pub(super) struct Names {
     behind: Mutex<HashSet<PublicKey>>,
     shown: Mutex<Option<api::NamesStatus>>,
     warnings: Mutex<Vec<String>>,
+    /// What systemd-resolved was not told, and why.
+    untold: Mutex<Option<String>>,
 }
 
 /// How far a peer's agent is.
@@ -97,6 +99,7 @@ impl Names {
             behind: Mutex::default(),
             shown: Mutex::default(),
             warnings: Mutex::default(),
+            untold: Mutex::default(),
         }
     }
 
@@ -120,7 +123,7 @@ impl Names {
 
     /// For `status`.
     pub(super) fn warnings(&self) -> Vec<String> {
-        lock(&self.warnings).clone()
+        lock(&self.warnings).iter().cloned().chain(lock(&self.untold).clone()).collect()
     }
 
     fn set_warnings(&self, new: Vec<String>) {
@@ -178,7 +181,15 @@ impl Running {
     pub(super) async fn tell_resolved(&self) {
         let (mut look, mut resolved) = (self.names.look.subscribe(), Resolved::default());
         loop {
-            resolved.follow(&self.config()).await;
+            let untold = resolved.follow(&self.config()).await.err().map(|why| {
+                format!(
+                    "systemd-resolved is not told of the mesh's names, so programs of this host do not find them: {why}"
+                )
+            });
+            if let Some(warning) = untold.as_ref().filter(|_| *lock(&self.names.untold) != untold) {
+                tracing::warn!("{warning}");
+            }
+            *lock(&self.names.untold) = untold;
             changed(&mut look).await;
         }
     }

@@ -23,38 +23,36 @@ pub(super) struct Resolved {
 type Commands = (u32, Vec<Vec<String>>);
 
 impl Resolved {
-    /// Tells it what has changed. That it could not be told is in the log: names of the mesh are then unknown to this host's own
-    /// programs, and nothing else.
-    pub(super) async fn follow(&mut self, config: &Config) {
+    /// Tells it what has changed. What kept it from being told: names of the mesh are then unknown to this host's own programs, and
+    /// nothing else.
+    pub(super) async fn follow(&mut self, config: &Config) -> Result<(), String> {
         let off = config.host.names.is_none() && self.told.is_none();
         if off || !Path::new(RUNTIME).exists() || !in_its_namespace() {
-            return;
+            return Ok(());
         }
         let interface = &config.host.interface;
-        let Ok(interfaces) = host::interfaces() else { return };
-        let Some((index, addresses)) = interfaces.get(interface) else { return };
+        let Ok(interfaces) = host::interfaces() else { return Ok(()) };
+        let Some((index, addresses)) = interfaces.get(interface) else { return Ok(()) };
         let mine = |addr: &&std::net::IpAddr| config.host.addresses.iter().any(|net| net.addr() == **addr);
         let servers: Vec<String> = addresses.iter().filter(mine).map(ToString::to_string).collect();
         let served = config.host.names.is_some() && !servers.is_empty();
         if !served && self.told.is_none() {
-            return;
+            return Ok(());
         }
         let commands = (*index, if served { commands(config, servers) } else { vec![words(&["revert", interface])] });
         if self.told.as_ref() == Some(&commands) {
-            return;
+            return Ok(());
         }
+        self.told = None;
         for arguments in &commands.1 {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            if let Err(refusal) = self.programs.run("resolvectl", &arguments, "").await {
-                let why = match refusal {
-                    Refusal::NotRun(error) => error.to_string(),
-                    Refusal::Said(said) => said,
-                };
-                tracing::info!(why, "systemd-resolved is not told of the mesh's names");
-                break;
-            }
+            self.programs.run("resolvectl", &arguments, "").await.map_err(|refusal| match refusal {
+                Refusal::NotRun(error) => error.to_string(),
+                Refusal::Said(said) => said,
+            })?;
         }
         self.told = Some(commands).filter(|_| served);
+        Ok(())
     }
 }
 

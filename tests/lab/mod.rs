@@ -22,6 +22,7 @@ pub mod netns;
 pub mod other;
 pub mod phone;
 pub mod podman;
+pub mod resolved;
 pub mod sequence;
 pub mod services;
 pub mod snapshot;
