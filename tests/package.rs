@@ -1,68 +1,26 @@
 //! The Debian package of `scripts/package`: lintian has nothing to say, and it goes into a system of its own and out again.
 
+mod lab;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
-/// What `scripts/test` has built.
-fn package() -> PathBuf {
-    let path =
-        std::env::var_os("MESHD_DEB").map(PathBuf::from).expect("MESHD_DEB: run scripts/test, or scripts/package");
-    assert!(path.is_file(), "{}", path.display());
-    path
+use lab::debian::{Debian, package, run};
+
+/// All files but those of the package manager itself, and of a system that runs.
+fn files(debian: &Debian) -> BTreeSet<String> {
+    let listed = debian.run(
+        "cd / && find . -xdev -not -path './run/*' -not -path './var/lib/dpkg/*' -not -path './var/log/*' \
+         -not -path './proc/*' -not -type d",
+    );
+    // Backups of passwd and its like: users stay, for files may still be theirs.
+    listed.lines().filter(|file| !file.ends_with('-')).map(str::to_owned).collect()
 }
 
-/// Runs a program, which must succeed.
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).env("LC_ALL", "C").output().expect(program);
-    succeeded(&format!("{program} {}", args.join(" ")), &output)
-}
-
-fn succeeded(what: &str, output: &Output) -> String {
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{what}: {}\n{said}", output.status);
-    said
-}
-
-/// A small Debian in a folder.
-struct Debian(tempfile::TempDir);
-
-impl Debian {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let os = fs::read_to_string("/etc/os-release").expect("/etc/os-release");
-        let suite = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a release of Debian");
-        let path = folder.path().to_str().expect("text");
-        run("debootstrap", &["--variant=minbase", "--include=netbase,nftables,systemd", suite, path]);
-        Self(folder)
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.0.path().join(path.trim_start_matches('/'))
-    }
-
-    /// Runs a shell command line in it, in namespaces of its own, so that nothing of it outlives the line.
-    fn run(&self, line: &str) -> String {
-        let root = self.0.path().to_str().expect("text");
-        let mounted = format!("mount -t proc proc /proc && {line}");
-        run("unshare", &["--mount", "--pid", "--net", "--fork", "--kill-child", "chroot", root, "sh", "-euc", &mounted])
-    }
-
-    /// All files but those of the package manager itself, and of a system that runs.
-    fn files(&self) -> BTreeSet<String> {
-        let listed = self.run(
-            "cd / && find . -xdev -not -path './run/*' -not -path './var/lib/dpkg/*' -not -path './var/log/*' \
-             -not -path './proc/*' -not -type d",
-        );
-        // Backups of passwd and its like: users stay, for files may still be theirs.
-        listed.lines().filter(|file| !file.ends_with('-')).map(str::to_owned).collect()
-    }
-
-    fn assert_has_nothing_beside(&self, before: &BTreeSet<String>) {
-        let left: Vec<_> = self.files().difference(before).cloned().collect();
-        assert_eq!(left, Vec::<String>::new());
-    }
+fn assert_nothing_beside(before: &BTreeSet<String>, debian: &Debian) {
+    let left: Vec<_> = files(debian).difference(before).cloned().collect();
+    assert_eq!(left, Vec::<String>::new());
 }
 
 #[test]
@@ -74,15 +32,14 @@ fn lintian_finds_nothing() {
 
 #[test]
 fn it_goes_into_a_clean_system_and_out_again_and_so_does_the_script() {
-    let debian = Debian::new();
+    let debian = Debian::new("");
     with_the_package(&debian);
     without_it(&debian);
 }
 
 fn with_the_package(debian: &Debian) {
-    let before = debian.files();
-    fs::copy(package(), debian.path("/meshd.deb")).expect("copy");
-    debian.run("dpkg -i /meshd.deb && rm /meshd.deb");
+    let before = files(debian);
+    debian.install();
 
     let user = debian.run("getent passwd meshd");
     assert!(user.contains(":/var/lib/meshd:/usr/sbin/nologin"), "{user}");
@@ -114,19 +71,18 @@ fn with_the_package(debian: &Debian) {
     let owners = debian.run("stat -c %U /etc/meshd/meshd.toml /etc/meshd/private.key");
     assert_eq!(owners, "meshd\nmeshd\n");
     let key = fs::read(debian.path("/etc/meshd/private.key")).expect("a key");
-    fs::copy(package(), debian.path("/meshd.deb")).expect("copy");
-    debian.run("dpkg -i /meshd.deb && rm /meshd.deb");
+    debian.install();
     assert_eq!(fs::read(debian.path("/etc/meshd/private.key")).expect("a key"), key);
     debian.run("systemctl enable meshd meshd-guard && dpkg --remove meshd");
     assert!(debian.path("/etc/meshd/private.key").is_file());
     debian.run("dpkg --purge meshd");
-    debian.assert_has_nothing_beside(&before);
+    assert_nothing_beside(&before, debian);
 }
 
 fn without_it(debian: &Debian) {
-    let before = debian.files();
+    let before = files(debian);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install");
-    let (script, root) = (script.to_str().expect("text"), debian.0.path().to_str().expect("text").to_owned());
+    let (script, root) = (script.to_str().expect("text"), debian.root().to_str().expect("text").to_owned());
     for _ in 0..2 {
         run(script, &["--root", &root]);
         assert_eq!(debian.run("meshd --version").trim(), concat!("meshd ", env!("CARGO_PKG_VERSION")));
@@ -138,5 +94,5 @@ fn without_it(debian: &Debian) {
     run(script, &["--root", &root, "--uninstall"]);
     assert!(debian.path("/etc/meshd/private.key").is_file() && !debian.path("/usr/local/bin/meshd").exists());
     run(script, &["--root", &root, "--purge"]);
-    debian.assert_has_nothing_beside(&before);
+    assert_nothing_beside(&before, debian);
 }

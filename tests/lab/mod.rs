@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod cgroup;
 pub mod container;
+pub mod debian;
 pub mod dns;
 pub mod docker;
 pub mod dump;
