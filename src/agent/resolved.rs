@@ -43,7 +43,6 @@ impl Resolved {
         if self.told.as_ref() == Some(&commands) {
             return Ok(());
         }
-        self.told = None;
         for arguments in &commands.1 {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             self.programs.run("resolvectl", &arguments, "").await.map_err(|refusal| match refusal {

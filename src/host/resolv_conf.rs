@@ -57,23 +57,23 @@ impl Resolver {
     /// When this process may not write it.
     pub fn write_below(&self, root: &File) -> io::Result<bool> {
         let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        // A symbolic link leads to where it leads within the container.
-        let how = OpenHow::new().resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let there = openat2(root.as_fd(), PATH, how.flags(OFlag::O_PATH | OFlag::O_CLOEXEC)).map(File::from);
-        let own = std::fs::metadata(Path::new("/").join(PATH)).map(identity);
-        if there.is_ok_and(|there| there.metadata().map(identity).is_ok_and(|there| own.is_ok_and(|own| there == own)))
-        {
-            return Ok(false);
-        }
         // Nothing holds a named pipe's opener up.
         let mut flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         if root.metadata().map(identity)? != std::fs::metadata("/").map(identity)? {
             flags |= OFlag::O_CREAT;
         }
-        let how = how.flags(flags);
         let mode = if flags.contains(OFlag::O_CREAT) { Mode::from_bits_truncate(0o644) } else { Mode::empty() };
-        let file = File::from(openat2(root.as_fd(), PATH, how.mode(mode))?);
-        self.write(file).map(|()| true)
+        // A symbolic link leads to where it leads within the container.
+        let how = OpenHow::new().resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let open = |flags, mode| openat2(root.as_fd(), PATH, how.flags(flags).mode(mode)).map(File::from);
+        let file = open(flags, mode);
+        // Who may not write it may still see whose it is.
+        let looked = file.is_err().then(|| open(OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()));
+        let there = looked.as_ref().unwrap_or(&file).as_ref().ok().and_then(|file| file.metadata().map(identity).ok());
+        if there.is_some() && there == std::fs::metadata(Path::new("/").join(PATH)).map(identity).ok() {
+            return Ok(false);
+        }
+        self.write(file?).map(|()| true)
     }
 
     /// Writes it over a file that a container engine mounts there.
