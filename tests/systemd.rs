@@ -3,13 +3,14 @@
 mod lab;
 
 use std::fs;
-use std::process::Stdio;
 
 use lab::debian::{Booted, Debian};
-use lab::host::describe;
-use lab::{Lab, PROXY, secs, wait_for};
+use lab::steady::Steady;
+use lab::{Lab, NEXTCLOUD, PROXY, secs, wait_for};
 
 const BOB: u32 = 1234;
+/// Blocks a second of each stream.
+const RATE: u32 = 200;
 
 fn property(machine: &Booted, name: &str) -> String {
     machine.run(&format!("systemctl show meshd --property={name} --value")).trim().to_owned()
@@ -46,13 +47,17 @@ fn systemd_runs_it_and_a_restart_loses_nothing() {
     assert!(attached.starts_with("bobs has 10.89.2."), "{attached}");
     wait_for("its container answers", secs(5), || lab.proxy.ping(&container).then_some(()));
 
-    let mut ping = lab.nextcloud.command("ping");
-    let ping = ping.args(["-q", "-i", "0.01", "-c", "300", "-W", "5", PROXY]).stdout(Stdio::piped()).spawn();
+    let streams = [(&lab.nextcloud, &lab.proxy, PROXY), (&lab.proxy, &lab.nextcloud, NEXTCLOUD)]
+        .map(|(from, to, address)| Steady::tcp(from, to, address, Some(RATE)));
     std::thread::sleep(secs(1));
     let before = property(&machine, "MainPID");
     machine.run("systemctl restart meshd");
-    let pinged = ping.expect("ping").wait_with_output().expect("ping");
-    assert!(describe(&pinged).contains(" 0% packet loss"), "{}", describe(&pinged));
+    std::thread::sleep(secs(1));
+    for stream in streams {
+        assert!(stream.runs(), "a connection is lost");
+        let passed = stream.finish();
+        assert!(passed.received > 0 && passed.received == passed.sent, "{}", passed.name);
+    }
     assert_ne!(property(&machine, "MainPID"), before);
     assert!(machine.run("meshd attach --list").contains("bobs") && lab.proxy.ping(&container));
 
