@@ -11,6 +11,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType::{A, AAAA, PTR};
 use lab::capture::Capture;
 use lab::dns::{ANSWER, NameServer, ask, ask_tcp, ask_within, look_up, query};
+use lab::third::Third;
 use lab::{Lab, NEXTCLOUD, NEXTCLOUD6, PROXY, VPS, VPS6, WEB, WEB6, secs, wait_for};
 use nix::sys::signal::Signal;
 
@@ -280,4 +281,46 @@ fn flood(lab: &Lab, stop: &AtomicBool) -> usize {
         sent += 1;
     }
     sent
+}
+
+/// Two hosts that reach each other only by way of a third: it passes on what each says.
+#[test]
+fn names_of_a_host_that_another_relays() {
+    let third = Third::new();
+    third.cut(true, true);
+    let container = |name: &str, address: &str| {
+        format!("\n[names]\n\n[[names.container]]\nname = \"{name}\"\naddresses = [\"{address}\"]")
+    };
+    let (home, lab) = (&third.rest.home, &third.lab);
+    home.append("meshd.toml", &container("nextcloud", NEXTCLOUD));
+    lab.append("meshd.toml", &container("runner", "10.89.3.10"));
+    third.start();
+    wait_for("both are reached by way of the VPS", secs(10), || {
+        (third.path_of_lab() == "via vps" && third.path_of_home() == "via vps").then_some(())
+    });
+    let at_home = |name: &str| look_up(&third.rest.nextcloud, HOME_DNS, name, A);
+    let at_lab = |name: &str| look_up(&third.runner, "10.89.3.1", name, A);
+    wait_for("home knows lab's", secs(5), || (at_home("runner.lab.mesh.") == ["10.89.3.10"]).then_some(()));
+    wait_for("lab knows home's", secs(5), || (at_lab("nextcloud.home.mesh.") == [NEXTCLOUD]).then_some(()));
+
+    // What changes is passed on, also when the one between has begun anew; nothing of it is the VPS's own.
+    let change = |name: &str| {
+        let text = home.read("meshd.toml");
+        let at = text.rfind("name = ").expect("a container");
+        home.write("meshd.toml", &format!("{}name = \"{name}\"\naddresses = [\"{NEXTCLOUD}\"]\n", &text[..at]));
+        home.meshd(&["reload"]);
+    };
+    change("cloud");
+    wait_for("the new name", secs(2), || (at_lab("cloud.home.mesh.") == [NEXTCLOUD]).then_some(()));
+    assert!(at_lab("nextcloud.home.mesh.").is_empty() && at_lab("cloud.vps.mesh.").is_empty());
+    third.rest.vps.end(Signal::SIGKILL);
+    third.rest.vps.up();
+    change("again");
+    wait_for("the newest name", secs(20), || (at_lab("again.home.mesh.") == [NEXTCLOUD]).then_some(()));
+
+    // A host that is reached directly says it itself.
+    third.mend();
+    third.wait_for_path("direct", 70);
+    change("last");
+    wait_for("the last name", secs(2), || (at_lab("last.home.mesh.") == [NEXTCLOUD]).then_some(()));
 }

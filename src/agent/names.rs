@@ -52,6 +52,8 @@ pub(super) struct Names {
     talk: Notify,
     /// Who has asked.
     behind: Mutex<HashSet<PublicKey>>,
+    /// Who reaches whom by way of this host, and the serial of the other's list that it holds.
+    passed: Mutex<HashMap<PublicKey, HashMap<PublicKey, u64>>>,
     shown: Mutex<Option<api::NamesStatus>>,
     warnings: Mutex<Vec<String>>,
     /// What systemd-resolved was not told, and why.
@@ -65,11 +67,22 @@ struct Peer {
     told: Option<u64>,
     /// When the handshake was with which it was last spoken to.
     handshake: Option<SystemTime>,
+    /// Whose names it was asked for, beside its own.
+    relays: Vec<PublicKey>,
     /// It has not answered, and is tried again.
     again: Option<Instant>,
     busy: bool,
     /// It is no agent.
     deaf: bool,
+}
+
+/// A peer to talk to.
+struct Due {
+    peer: PublicKey,
+    /// The serial that it holds.
+    told: Option<u64>,
+    /// Who is reached by way of it.
+    relays: Vec<PublicKey>,
 }
 
 /// What came of a talk with a peer.
@@ -97,6 +110,7 @@ impl Names {
             look: watch::channel(()).0,
             talk: Notify::new(),
             behind: Mutex::default(),
+            passed: Mutex::default(),
             shown: Mutex::default(),
             warnings: Mutex::default(),
             untold: Mutex::default(),
@@ -119,6 +133,13 @@ impl Names {
     /// For `status`.
     pub(super) fn shown(&self) -> Option<api::NamesStatus> {
         lock(&self.shown).clone()
+    }
+
+    /// Whose lists are newer here than with a peer that has asked for them.
+    fn to_pass(&self, peer: &PublicKey) -> Vec<PublicKey> {
+        let (passed, heard) = (lock(&self.passed), self.heard());
+        let newer = |(host, held): (&PublicKey, &u64)| (heard.serial(host) > *held).then_some(*host);
+        passed.get(peer).into_iter().flatten().filter_map(newer).collect()
     }
 
     /// For `status`.
@@ -212,7 +233,7 @@ impl Running {
         let mut talks = FuturesUnordered::new();
         loop {
             tokio::select! {
-                _ = look.tick(), if self.names.told().serial() > 0 => {}
+                _ = look.tick(), if self.names.told().serial() > 0 || !lock(&self.names.passed).is_empty() => {}
                 () = self.names.talk.notified() => {}
                 Some(Talked { peer, told }) = talks.next() => {
                     let known = peers.entry(peer).or_default();
@@ -223,26 +244,30 @@ impl Running {
                 }
             }
             let config = self.config();
-            self.names.heard().retain(|key| config.peers.iter().any(|peer| peer.public_key == *key));
+            let is_peer = |key: &PublicKey| config.peers.iter().any(|peer| peer.public_key == *key);
+            self.names.heard().retain(is_peer);
+            lock(&self.names.passed).retain(|key, hosts| {
+                hosts.retain(|host, _| is_peer(host));
+                is_peer(key)
+            });
             let due = self.due_for_names(&config, &mut peers, TALKS - talks.len());
-            talks.extend(due.into_iter().map(|(peer, told)| self.talk_of_names(peer, told)));
+            talks.extend(due.into_iter().map(|due| self.talk_of_names(due)));
         }
     }
 
     /// Whom to talk to now, and the serial that each holds; at most `free`.
-    fn due_for_names(
-        &self,
-        config: &Config,
-        peers: &mut HashMap<PublicKey, Peer>,
-        free: usize,
-    ) -> Vec<(PublicKey, Option<u64>)> {
+    fn due_for_names(&self, config: &Config, peers: &mut HashMap<PublicKey, Peer>, free: usize) -> Vec<Due> {
         let (serial, now) = (self.names.told().serial(), Instant::now());
         let snapshots = self.device.peers(now);
         peers.retain(|key, _| snapshots.iter().any(|peer| peer.settings.public_key == *key));
         let mut behind = lock(&self.names.behind);
         let mut due = Vec::new();
-        for snapshot in snapshots.iter().filter(|snapshot| serial > 0 && has_session(snapshot)) {
+        for snapshot in snapshots.iter().filter(|snapshot| has_session(snapshot)) {
             let key = snapshot.settings.public_key;
+            let passes = !self.names.to_pass(&key).is_empty();
+            if serial == 0 && !passes {
+                continue;
+            }
             if !config.peers.iter().any(|peer| peer.public_key == key && peer.trusted()) {
                 continue;
             }
@@ -256,40 +281,68 @@ impl Running {
                 peer.again = Some(now);
             }
             let fresh = peer.handshake != snapshot.latest_handshake;
-            let changed = peer.told.is_some_and(|told| told != serial);
-            if fresh || changed || peer.again.is_some_and(|again| again <= now) {
+            let changed = peer.told.is_some_and(|told| told != serial) || passes;
+            let relays: Vec<_> = snapshots.iter().filter(|other| other.relayed == Some(key)).collect();
+            let relays: Vec<_> = relays.iter().map(|other| other.settings.public_key).collect();
+            let more = relays.iter().any(|host| !peer.relays.contains(host));
+            if fresh || changed || more || peer.again.is_some_and(|again| again <= now) {
                 (peer.handshake, peer.again, peer.busy) = (snapshot.latest_handshake, None, true);
-                due.push((key, peer.told));
+                peer.relays.clone_from(&relays);
+                due.push(Due { peer: key, told: peer.told, relays });
             }
         }
         due
     }
 
-    /// Tells a peer this host's names, unless it holds them, and asks for its own; no faster than it takes letters.
-    async fn talk_of_names(&self, peer: PublicKey, told: Option<u64>) -> Talked {
+    /// Tells a peer this host's names, unless it holds them, and those of hosts that it reaches by way of this one; asks for its
+    /// own, and for those of hosts that are reached by way of it. No faster than it takes letters.
+    async fn talk_of_names(&self, Due { peer, told, relays }: Due) -> Talked {
+        let silent = Talked { peer, told: None };
         let mut over = tokio::time::Instant::now();
         let (serial, parts) = {
             let ours = self.names.told();
             (ours.serial(), ours.parts())
         };
         let mut holds = told;
-        for some in parts.chunks(PARTS).filter(|_| told != Some(serial)) {
-            for answer in join_all(some.iter().map(|part| self.ask_names(peer, part))).await {
-                let Some(answer) = answer else { return Talked { peer, told: None } };
-                holds = holds.max(Some(answer.serial));
-            }
-            over += PACE * some.len() as u32;
-            tokio::time::sleep_until(over).await;
+        if serial > 0 && told != Some(serial) {
+            let Some(held) = self.tell_parts(peer, &parts, &mut over).await else { return silent };
+            holds = holds.max(Some(held));
         }
         // It may remember another life of this agent, whose clock was ahead.
         if holds.is_some_and(|held| self.names.told().exceed(held)) {
             self.names.talk.notify_one();
         }
-        let held = self.names.heard().serial(&peer);
-        // Who has something newer tells it by itself.
-        let answer = self.ask_names(peer, &Request::Ask { held }).await;
-        tokio::time::sleep_until(over + PACE).await;
-        Talked { peer, told: answer.and(holds) }
+        for host in self.names.to_pass(&peer) {
+            let parts = self.names.heard().parts(&host);
+            let Some(held) = self.tell_parts(peer, &parts, &mut over).await else { return silent };
+            if let Some(passed) = lock(&self.names.passed).get_mut(&peer).and_then(|hosts| hosts.get_mut(&host)) {
+                // If it does not take this one, it takes the next.
+                *passed = held.max(serial_of(&parts));
+            }
+        }
+        for of in std::iter::once(None).chain(relays.into_iter().map(Some)) {
+            let held = self.names.heard().serial(&of.unwrap_or(peer));
+            // Who has something newer tells it by itself.
+            if self.ask_names(peer, &Request::Ask { held, of }).await.is_none() {
+                return silent;
+            }
+            over += PACE;
+        }
+        tokio::time::sleep_until(over).await;
+        Talked { peer, told: holds }
+    }
+
+    /// The serial that the peer holds then; `None` when it does not answer.
+    async fn tell_parts(&self, peer: PublicKey, parts: &[Request], over: &mut tokio::time::Instant) -> Option<u64> {
+        let mut holds = 0;
+        for some in parts.chunks(PARTS) {
+            for answer in join_all(some.iter().map(|part| self.ask_names(peer, part))).await {
+                holds = holds.max(answer?.serial);
+            }
+            *over += PACE * some.len() as u32;
+            tokio::time::sleep_until(*over).await;
+        }
+        Some(holds)
     }
 
     async fn ask_names(&self, peer: PublicKey, request: &Request) -> Option<Answer> {
@@ -305,7 +358,7 @@ impl Running {
             return None;
         }
         let serial = match serde_json::from_slice(&letter.body).ok()? {
-            Request::Ask { held } => {
+            Request::Ask { held, of: None } => {
                 let serial = self.names.told().serial();
                 // To others nothing is told, but that there is nobody is no reason to ask again and again.
                 if held != serial && peer.trusted() {
@@ -314,12 +367,26 @@ impl Running {
                 }
                 serial
             }
-            Request::Tell { serial, part, parts, names } => {
-                let mut heard = self.names.heard();
-                if heard.take(letter.peer, serial, part, parts, names) {
-                    self.names.look();
+            Request::Ask { held, of: Some(of) } => {
+                let trusted = |key| config.peers.iter().any(|peer| peer.public_key == key && peer.trusted());
+                if trusted(letter.peer) && trusted(of) {
+                    lock(&self.names.passed).entry(letter.peer).or_default().insert(of, held);
+                    self.names.talk.notify_one();
                 }
-                heard.serial(&letter.peer)
+                self.names.heard().serial(&of)
+            }
+            Request::Tell { serial, part, parts, names, of } => {
+                let host = of.unwrap_or(letter.peer);
+                // What a host says itself counts more than what another says of it.
+                let by_way_of_it =
+                    |other: &PeerSnapshot| other.settings.public_key == host && other.relayed == Some(letter.peer);
+                let believed = of.is_none() || self.device.peers(Instant::now()).iter().any(by_way_of_it);
+                let mut heard = self.names.heard();
+                if believed && heard.take(host, serial, part, parts, names) {
+                    self.names.look();
+                    self.names.talk.notify_one();
+                }
+                heard.serial(&host)
             }
         };
         serde_json::to_vec(&Answer { serial }).ok()
@@ -364,6 +431,10 @@ fn containers(config: &Config, attached: &[Attached]) -> Vec<Attached> {
 /// As others are told of them.
 fn said(own: &[Attached]) -> Vec<Named> {
     own.iter().filter_map(|container| Some(Named(label(&container.name)?, container.addresses.clone()))).collect()
+}
+
+fn serial_of(parts: &[Request]) -> u64 {
+    parts.iter().map(|part| if let Request::Tell { serial, .. } = part { *serial } else { 0 }).max().unwrap_or(0)
 }
 
 /// Whether a letter goes to the peer itself, over a session that stands.

@@ -3,6 +3,8 @@
 //! A host says all names of its own, in as many parts as it takes, under a serial that grows; the parts of a newer one replace
 //! those of the older one together. It tells them when they change, and when somebody asks who has just come up. The answer is the
 //! serial that is held then: a host whose clock went back goes on from there.
+//!
+//! Who reaches a host by way of another asks that one, which passes on what it has heard, under the same serial.
 
 use std::collections::HashMap;
 
@@ -18,14 +20,16 @@ const MAX_NAMES: usize = 1024;
 const MAX_ADDRESSES: usize = 8;
 /// Parts of one list.
 const MAX_PARTS: u16 = 256;
-/// What a part has beside its names, with the largest numbers: `{"tell":{"serial":…,"part":…,"parts":…,"names":[]}}`.
-const AROUND: usize = 96;
+/// What a part has beside its names, with the largest numbers: `{"tell":{"serial":…,"part":…,"parts":…,"names":[],"of":"…"}}`.
+const AROUND: usize = 152;
+/// No clock will tell this many milliseconds in this millennium: it is a lie, and there would be nothing above it.
+const MAX_SERIAL: u64 = 1 << 53;
 
 /// What an agent says to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// A part of its own names.
+    /// A part of its own names, or of another's.
     Tell {
         /// Of the list.
         serial: u64,
@@ -35,18 +39,24 @@ pub enum Request {
         parts: u16,
         /// Each once.
         names: Vec<Named>,
+        /// Whose they are, if they are another's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<PublicKey>,
     },
     /// Whether there is a newer list than this one.
     Ask {
         /// Its serial.
         held: u64,
+        /// Whose it is, if it is another's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<PublicKey>,
     },
 }
 
 /// The answer to either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// To [`Request::Tell`], of the newest whole list that is held; to [`Request::Ask`], of the own list.
+    /// To [`Request::Tell`], of the newest whole list that is held; to [`Request::Ask`], of the list there.
     pub serial: u64,
 }
 
@@ -71,6 +81,11 @@ struct Coming {
 }
 
 impl Heard {
+    /// The same for others, in requests each of which fits a letter.
+    pub fn parts(&self, host: &PublicKey) -> Vec<Request> {
+        parts(self.of(host), self.serial(host), Some(*host))
+    }
+
     /// What a host has said of its containers.
     pub fn of(&self, host: &PublicKey) -> &[Named] {
         self.by.get(host).map(|said| said.names.as_slice()).unwrap_or_default()
@@ -89,7 +104,7 @@ impl Heard {
     /// Takes a part. True when a list became whole by it.
     pub fn take(&mut self, host: PublicKey, serial: u64, part: u16, parts: u16, mut names: Vec<Named>) -> bool {
         let said = self.by.entry(host).or_default();
-        if part >= parts || parts > MAX_PARTS || serial <= said.serial {
+        if part >= parts || parts > MAX_PARTS || serial <= said.serial || serial >= MAX_SERIAL {
             return false;
         }
         for Named(_, addresses) in &mut names {
@@ -144,8 +159,7 @@ impl Told {
 
     /// Somebody holds a list of this host under this serial. True when the own one had to be put above it.
     pub fn exceed(&mut self, held: u64) -> bool {
-        // What no clock will tell in this millennium is a lie, and there would be nothing above it.
-        let exceeded = held > self.serial && held < 1 << 53;
+        let exceeded = held > self.serial && held < MAX_SERIAL - 1;
         if exceeded {
             self.serial = held + 1;
         }
@@ -154,23 +168,26 @@ impl Told {
 
     /// The list as requests, each of which fits a letter.
     pub fn parts(&self) -> Vec<Request> {
-        let mut parts: Vec<Vec<Named>> = vec![Vec::new()];
-        let mut room = MAX_BODY - AROUND;
-        for named in &self.names {
-            let size = 1 + serde_json::to_vec(named).map_or(MAX_BODY, |json| json.len());
-            if size > room {
-                parts.push(Vec::new());
-                room = MAX_BODY - AROUND;
-            }
-            room = room.saturating_sub(size);
-            if let Some(last) = parts.last_mut() {
-                last.push(named.clone());
-            }
-        }
-        let count = u16::try_from(parts.len()).unwrap_or(MAX_PARTS).min(MAX_PARTS);
-        let part = |(part, names)| Request::Tell { serial: self.serial, part, parts: count, names };
-        (0..count).zip(parts).map(part).collect()
+        parts(&self.names, self.serial, None)
     }
+}
+
+fn parts(names: &[Named], serial: u64, of: Option<PublicKey>) -> Vec<Request> {
+    let mut parts: Vec<Vec<Named>> = vec![Vec::new()];
+    let mut room = MAX_BODY - AROUND;
+    for named in names {
+        let size = 1 + serde_json::to_vec(named).map_or(MAX_BODY, |json| json.len());
+        if size > room {
+            parts.push(Vec::new());
+            room = MAX_BODY - AROUND;
+        }
+        room = room.saturating_sub(size);
+        if let Some(last) = parts.last_mut() {
+            last.push(named.clone());
+        }
+    }
+    let count = u16::try_from(parts.len()).unwrap_or(MAX_PARTS).min(MAX_PARTS);
+    (0..count).zip(parts).map(|(part, names)| Request::Tell { serial, part, parts: count, names, of }).collect()
 }
 
 #[cfg(test)]
@@ -198,7 +215,7 @@ pub(super) mod tests {
     }
 
     fn tell(heard: &mut Heard, host: PublicKey, request: &Request) -> bool {
-        let Request::Tell { serial, part, parts, names } = request.clone() else { panic!("{request:?}") };
+        let Request::Tell { serial, part, parts, names, .. } = request.clone() else { panic!("{request:?}") };
         heard.take(host, serial, part, parts, names)
     }
 
@@ -225,6 +242,7 @@ pub(super) mod tests {
         assert!(!heard.take(key(1), 1, 0, 0, vec![]));
         assert!(!heard.take(key(1), 1, 3, 3, vec![]));
         assert!(!heard.take(key(1), 1, 0, MAX_PARTS + 1, vec![]));
+        assert!(!heard.take(key(1), MAX_SERIAL, 0, 1, vec![]), "there would be nothing above it");
         for part in 0..MAX_PARTS {
             let names = (0..20).map(|n| named(&format!("c{part}-{n}"), &["10.89.1.1"; 20])).collect();
             heard.take(key(1), 2, part, MAX_PARTS, names);
@@ -263,6 +281,15 @@ pub(super) mod tests {
             let whole = parts.iter().filter(|part| tell(&mut heard, key(1), part)).count();
             prop_assert_eq!(whole, 1);
             prop_assert_eq!(heard.of(&key(1)), &told.names[..]);
+            // And by way of another.
+            let mut further = Heard::default();
+            for part in heard.parts(&key(1)) {
+                prop_assert!(serde_json::to_vec(&part).unwrap().len() <= MAX_BODY);
+                let Request::Tell { of: Some(of), .. } = &part else { panic!("{part:?}") };
+                tell(&mut further, *of, &part);
+            }
+            prop_assert_eq!(further.of(&key(1)), &told.names[..]);
+            prop_assert_eq!(further.serial(&key(1)), 1);
         }
     }
 }
